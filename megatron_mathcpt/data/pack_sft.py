@@ -1,9 +1,9 @@
 """Pack a pool of problems or chats into samples for fine-tuning; needs no torch.
 
 The pool is cut into blocks of documents, which are read, made records and packed in any order, in any number
-of processes. What a block becomes depends only on its documents, and is complete once it has its counts. So
-a killed run resumes with the blocks that are missing and ends with the same bytes, and the memory that it
-takes does not grow with the pool.
+of processes. What a block becomes depends only on its documents, and its part is there only once it is
+complete. So a killed run resumes with the parts that are missing and ends with the same bytes, and the memory
+that it takes does not grow with the pool.
 """
 
 import gc
@@ -35,7 +35,7 @@ from megatron_mathcpt.formats.manifest import (
     write_manifest,
 )
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.formats.sft_folder import DONE, finish_part, join_parts, read_part_counts, write_part
+from megatron_mathcpt.formats.sft_folder import join_parts, open_part, write_part
 from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.records import ROLES, JsonObject
 
@@ -89,10 +89,10 @@ class Pack:
     threads: int = 0  # of the tokenizer (0: its default)
 
     def part(self, number: int) -> Path:
-        return self.work / f"{number:06d}"
+        return self.work / f"{number:06d}.part"
 
     def missing(self) -> list[int]:
-        return [number for number in range(len(self.blocks)) if not (self.part(number) / DONE).is_file()]
+        return [number for number in range(len(self.blocks)) if not self.part(number).is_file()]
 
 
 def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int | None = None) -> Manifest:
@@ -213,9 +213,8 @@ def pack_block(pack: Pack, number: int) -> None:
         gc.enable()
     lengths = [len(record.tokens) - 1 for record in made]  # the last token of a record predicts nothing
     samples = fill_samples(lengths, pack.rule.seq_length) if pack.packed else [[n] for n in range(len(made))]
-    part = pack.part(number)
-    write_part(part, [[made[n] for n in sample] for sample in samples], pack.rule.dtype)
-    finish_part(part, records.counts)
+    filled = [[made[n] for n in sample] for sample in samples]
+    write_part(pack.part(number), filled, pack.rule.dtype, records.counts)
 
 
 @lru_cache(maxsize=1)  # once for all blocks of a process
@@ -272,10 +271,10 @@ def fill_samples(lengths: Sequence[int], seq_length: int) -> list[list[int]]:
 
 def _finish(pack: Pack, out: Path) -> JsonObject:
     """Join the parts in `out`; the counts of all of them."""
-    parts = [pack.part(number) for number in range(len(pack.blocks))]
+    parts = [open_part(pack.part(number)) for number in range(len(pack.blocks))]
     counts = Counter[str]()
     for part in parts:
-        counts.update(read_part_counts(part))
+        counts.update(part.counts)
     if not counts["records"]:
         found = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         raise DataError(f"{pack.documents}: no problems or chats to pack ({found or 'no documents'})")

@@ -3,14 +3,15 @@
 tokens.npy has the token ids of all records, sample after sample; trained.npy, whether each counts in the
 loss; lengths.npy, the tokens of each record; samples.npy, of each sample, and of their end, the numbers of
 its first record and first token. records.jsonl has the ids in each sample. Nothing is padded, so a sample of
-one short record takes no more than that. The arrays are written in parts, each in a folder of its own, which
+one short record takes no more than that. Samples are written in parts, each in a file of its own, which
 `join_parts` puts together.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,14 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import write_array_header_1_0
 
-from megatron_mathcpt.formats.files import atomic_writer, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import Ids, TokenType
+from megatron_mathcpt.formats.files import atomic_writer, read_range
+from megatron_mathcpt.formats.indexed_dataset import Ids
 
-DONE = "done.json"  # in a part's folder: it is complete; its counts
-_COPIED = 16 << 20  # bytes at a time
 Flags = npt.NDArray[np.bool_]
 Kind = np.dtype[np.generic]
-_TYPES: dict[str, Kind] = {"trained": np.dtype("?"), "lengths": np.dtype("<i4"), "sizes": np.dtype("<i4")}
+_INT: Kind = np.dtype("<i4")
 
 
 class Example(NamedTuple):
@@ -36,43 +35,61 @@ class Example(NamedTuple):
     trained: Flags
 
 
-def write_part(folder: Path, samples: Sequence[Sequence[Example]], dtype: TokenType) -> None:
-    """Write samples into `folder`; `finish_part` completes it."""
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples in a file of their own: counts, and at which bytes each array begins and ends."""
+
+    file: Path
+    counts: dict[str, int]
+    spans: dict[str, tuple[int, int]]
+
+    def count(self, name: str, kind: Kind) -> int:
+        begin, end = self.spans[name]
+        return (end - begin) // int(kind.itemsize)
+
+    def read(self, name: str) -> Ids:
+        array: Ids = np.fromfile(self.file, "<i4", self.count(name, _INT), offset=self.spans[name][0])
+        return array
+
+
+def write_part(file: Path, samples: Sequence[Sequence[Example]], dtype: Kind, counts: dict[str, int]) -> None:
+    """Write samples, and `counts` of what they were made from; the file is complete once it is there."""
     records = [record for sample in samples for record in sample]
-    arrays = {
-        "tokens": np.concatenate([np.empty(0, dtype), *(record.tokens for record in records)]),
-        "trained": np.concatenate([np.empty(0, np.bool_), *(record.trained for record in records)]),
-        "lengths": np.array([len(record.tokens) for record in records]),
-        "sizes": np.array([len(sample) for sample in samples]),
-    }
-    for name, array in arrays.items():
-        write_atomically(folder / name, array.astype(_TYPES.get(name, dtype), copy=False).tobytes())
     ids = (json.dumps([record.id for record in sample]).encode() + b"\n" for sample in samples)
-    write_atomically(folder / "records.jsonl", b"".join(ids))
+    contents = {
+        "tokens": b"".join(record.tokens.astype(dtype).tobytes() for record in records),
+        "trained": b"".join(record.trained.tobytes() for record in records),
+        "lengths": np.array([len(record.tokens) for record in records], _INT).tobytes(),
+        "sizes": np.array([len(sample) for sample in samples], _INT).tobytes(),
+        "records": b"".join(ids),
+    }
+    head = {"counts": counts, "bytes": {name: len(content) for name, content in contents.items()}}
+    with atomic_writer(file) as stream:
+        stream.write(json.dumps(head).encode() + b"\n")
+        stream.writelines(contents.values())
 
 
-def finish_part(folder: Path, counts: dict[str, int]) -> None:
-    write_atomically(folder / DONE, json.dumps(counts).encode())
+def open_part(file: Path) -> Part:
+    with file.open("rb") as stream:
+        line = stream.readline()
+    head = json.loads(line)
+    ends = accumulate(head["bytes"].values(), initial=len(line))
+    return Part(file, head["counts"], dict(zip(head["bytes"], pairwise(ends), strict=True)))
 
 
-def read_part_counts(folder: Path) -> dict[str, int]:
-    return json.loads((folder / DONE).read_bytes())  # type: ignore[no-any-return]
-
-
-def join_parts(parts: Sequence[Path], out: Path, dtype: TokenType) -> int:
-    """Write arrays and `records.jsonl` of all `parts`, in their order, into `out`; returns the samples."""
-    for name in ("tokens", "trained", "lengths"):
-        kind = _TYPES.get(name, dtype)
-        with _array_writer(out, name, kind, (_count(parts, name, kind),)) as file:
+def join_parts(parts: Sequence[Part], out: Path, dtype: Kind) -> int:
+    """Write the arrays and `records.jsonl` of all `parts`, in order, into `out`; returns the samples."""
+    for name, kind in {"tokens": dtype, "trained": np.dtype("?"), "lengths": _INT}.items():
+        with _array_writer(out, name, kind, (sum(part.count(name, kind) for part in parts),)) as file:
             _copy(parts, name, file)
     with atomic_writer(out / "records.jsonl") as file:
-        _copy(parts, "records.jsonl", file)
-    samples = _count(parts, "sizes", _TYPES["sizes"])
+        _copy(parts, "records", file)
+    samples = sum(part.count("sizes", _INT) for part in parts)
     with _array_writer(out, "samples", np.dtype("<i8"), (samples + 1, 2)) as file:
         end = np.zeros(2, "<i8")
         for part in parts:
-            sizes, lengths = (np.fromfile(part / name, _TYPES[name]) for name in ("sizes", "lengths"))
-            records, tokens = (np.concatenate(([0], np.cumsum(one, dtype="<i8"))) for one in (sizes, lengths))
+            sums = (np.cumsum(part.read(name), dtype="<i8") for name in ("sizes", "lengths"))
+            records, tokens = (np.concatenate(([0], one)) for one in sums)
             rows = np.stack((records, tokens[records]), 1) + end
             file.write(rows[:-1].tobytes())
             end = rows[-1]
@@ -80,8 +97,9 @@ def join_parts(parts: Sequence[Path], out: Path, dtype: TokenType) -> int:
     return samples
 
 
-def _count(parts: Sequence[Path], name: str, kind: Kind) -> int:
-    return sum((part / name).stat().st_size for part in parts) // kind.itemsize
+def _copy(parts: Sequence[Part], name: str, file: BinaryIO) -> None:
+    for part in parts:
+        file.writelines(read_range(part.file, part.spans[name]))
 
 
 @contextmanager
@@ -90,9 +108,3 @@ def _array_writer(out: Path, name: str, kind: Kind, shape: tuple[int, ...]) -> I
     with atomic_writer(out / f"{name}.npy") as file:
         write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
         yield file
-
-
-def _copy(parts: Sequence[Path], name: str, file: BinaryIO) -> None:
-    for part in parts:
-        with (part / name).open("rb") as source:
-            shutil.copyfileobj(source, file, _COPIED)

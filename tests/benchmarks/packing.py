@@ -89,7 +89,7 @@ def main(
             command = [*own, "--out", str(out), "--workers", str(workers)]
             if title == "resumed":
                 run(command, half)
-                done = len(list((out / ".work").glob("*/done.json")))
+                done = len(list((out / ".work").glob("*.part")))
                 label = f"killed at half, resumed with {done} blocks done"
             wall, cpu, peak = run(command)
             half = wall / 2

@@ -18,7 +18,7 @@ from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.formats.sft_folder import Example, join_parts, write_part
+from megatron_mathcpt.formats.sft_folder import Example, join_parts, open_part, write_part
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
@@ -70,9 +70,10 @@ def test_labels_of_a_packed_sample_by_hand(tmp_path: Path) -> None:
         Example("a", np.array([1, 2, 3, 4, EOS_ID]), flags[0]),
         Example("b", np.array([5, 6, EOS_ID]), flags[1, :3]),
     ]
-    for name, part in {"first": [sample], "second": [sample[1:], sample[:1]]}.items():
-        write_part(tmp_path / name, part, np.dtype(np.uint16))
-    sizes = join_parts([tmp_path / "first", tmp_path / "second"], tmp_path, np.dtype(np.uint16))
+    files, kind = [tmp_path / "first", tmp_path / "second"], np.dtype(np.uint16)
+    for file, part in zip(files, ([sample], [sample[1:], sample[:1]]), strict=True):
+        write_part(file, part, kind, {})
+    sizes = join_parts([open_part(file) for file in files], tmp_path, kind)
     tokenizer = {"vocab_size": 7, "eos_id": EOS_ID, "sha256": ""}
     counts = {"samples": sizes, "seq_length": 8, "tokenizer": tokenizer}
     write_manifest(tmp_path, "sft", inputs={}, counts=counts, config={})
