@@ -118,6 +118,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         ("trace record OUT x", "OUT"),
         ("trace step OUT 1", "OUT"),
         ("pack-sft OUT pool --seq-length 8 --out OUT/sft", "manifest.json: not found"),
+        ("pack-sft OUT pool --seq-length 8 --loss-roles robot --out OUT/sft", "loss roles: robot; give some"),
         ("tokenize OUT/x.jsonl --tokenizer OUT --out OUT/y", "OUT"),
         ("download open_web_math", "give a source and --out, or --list"),
     ],
