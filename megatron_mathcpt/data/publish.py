@@ -120,8 +120,8 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
         for name, group in groupby(names):
             chosen = slice(low, low := low + len([*group]))
             if budget := config.sources[name].budget:
-                encoder = _encoder(works, config.tokenizer, folder)[0]
-                _apply_budget(budget, inside[chosen], decisions[chosen], encoder)
+                encoder = _encoder(works, config.tokenizer, folder)
+                _apply_budget(budget, inside[chosen], decisions[chosen], *encoder)
         least = []  # so that every pool can be validated on: the document with the smallest key
         for shard, (work, decided) in enumerate(zip(inside, decisions, strict=True)):
             keys = split_keys(load_array(work.prepared / "whole.u8"), config.seed)
@@ -138,7 +138,11 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
 
 
 def _apply_budget(
-    budget: Budget, works: Sequence[ShardWork], decisions: Sequence[Array], encoder: Encoder
+    budget: Budget,
+    works: Sequence[ShardWork],
+    decisions: Sequence[Array],
+    encoder: Encoder,
+    info: TokenizerCounts,
 ) -> None:
     """Mark what is over the budget of a source, whose shards are `works`."""
     flat = np.concatenate(decisions)
@@ -154,9 +158,9 @@ def _apply_budget(
     if unit == "tokens":
 
         def count_tokens(part: slice) -> Lengths:
-            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1] + 1
+            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1]
 
-        costs = estimate_tokens(costs, asked, count_tokens)
+        costs = estimate_tokens(costs, asked, count_tokens, 1 if info.bos_id is None else 2)
     ends = np.cumsum(costs)
     flat[order[np.searchsorted(ends, asked, side="right") :]] = OVER_BUDGET
     for decided, part in zip(decisions, np.split(flat, np.cumsum([*map(len, decisions)])[:-1]), strict=True):
@@ -166,9 +170,12 @@ def _apply_budget(
         _log.warning("source '%s': has only %s; all of it is taken", works[0].shard.source, found)
 
 
-def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths]) -> Array:
+def estimate_tokens(
+    sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths], enclosing: int
+) -> Array:
     """Tokens of documents in random order from their bytes: counted for the first, a random sample of all.
 
+    A document has the tokens of its text, which `count_tokens` returns, and `enclosing` more.
     Documents are counted until `asked` is reached, or until the sum up to there has a standard error of at
     most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
     through that ratio and on their own.
@@ -176,15 +183,15 @@ def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Le
     costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
     for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):
         part, done = slice(batch[0], batch[-1] + 1), batch[-1] + 1
-        costs[part] = count_tokens(part)
+        costs[part] = count_tokens(part) + enclosing
         if done < min(check, len(sizes)):
             continue
-        tokens, seen, check = costs[:done] - 1, costs[:done].sum(), done + done // 4
-        rate = tokens.sum() / sizes[:done].sum()  # the end of text is no matter of bytes
-        rest = min(asked - seen, sizes[done:].sum() * rate + len(sizes) - done)
+        tokens, seen, check = costs[:done] - enclosing, costs[:done].sum(), done + done // 4
+        rate = tokens.sum() / sizes[:done].sum()  # what encloses a text is no matter of bytes
+        rest = min(asked - seen, sizes[done:].sum() * rate + enclosing * (len(sizes) - done))
         squares, more = ((tokens - rate * sizes[:done]) ** 2).sum(), max(0.0, rest / seen)
         if np.sqrt(squares * (more + more**2)) <= _STANDARD_ERROR * (seen + rest):
-            costs[done:] = sizes[done:] * rate + 1
+            costs[done:] = sizes[done:] * rate + enclosing
             break
     return costs
 
