@@ -47,7 +47,13 @@ from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files,
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
-from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, load_tokenizer, write_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import (
+    FILE,
+    TokenizerCounts,
+    load_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -68,9 +74,10 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
     else:
         _train_tokenizer(works, config, folder)
     encoder, info = _encoder(works, settings, folder)
-    begin = "begin with no token" if info.bos_id is None else f"begin with token {info.bos_id}"
+    token = read_tokenizer(folder / FILE).id_to_token
+    begin = "no token" if info.bos_id is None else token(info.bos_id)
     size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
-    _log.info("tokenizer: %s; documents %s and end with token %d", size, begin, info.eos_id)
+    _log.info("tokenizer: %s; documents begin with %s, end with %s", size, begin, token(info.eos_id))
 
 
 def check_tokenizer(settings: Tokenizer) -> None:
@@ -243,7 +250,7 @@ def _encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
-    sha256 = hash_file(folder / "tokenizer.json")
+    sha256 = hash_file(folder / FILE)
     return _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
 
 
