@@ -24,7 +24,7 @@ import orjson
 from megatron_mathcpt.data.sft_records import RecordRule, SftRecords
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.corpus_folder import BLOCK, KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
 from megatron_mathcpt.formats.files import hash_json, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part, split_tokens
 from megatron_mathcpt.formats.manifest import (
@@ -42,7 +42,7 @@ from megatron_mathcpt.records import ROLES, JsonObject
 WORK = ".work"  # in the folder: packed blocks, until all are
 # Of a block: enough samples for the last, which is not full, not to matter.
 _TOKENS, _SAMPLES = 2_000_000, 128
-_LINES = 4 << 20  # bytes of documents made records at once
+_LINES, _PLACES = 4 << 20, 1 << 17  # bytes of documents made records at once, and places looked at
 _LOG_SECONDS = 10
 _log = get_logger(__name__)
 
@@ -145,7 +145,7 @@ def list_blocks(documents: Path, dataset: Path, tokens: int) -> Iterator[Block]:
     passed = np.zeros(3, np.int64)  # bytes of lines, documents for training, their tokens
     begin, seen, block = (0, *passed.tolist()), 0, 0
     with documents.with_suffix(".places").open("rb") as file:
-        while len(places := np.fromfile(file, PLACE, BLOCK)):
+        while len(places := np.fromfile(file, PLACE, _PLACES)):
             train = (places["split"] == TRAIN).astype(np.int64)
             lengths = np.zeros(len(places), np.int64)
             found = read_part(dataset, int(passed[1]), int(train.sum()))[0]

@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from megatron_mathcpt.model.documents import Documents, document_mask
+from megatron_mathcpt.model.documents import Documents, pack_documents
 
 
 class CoreAttention(torch.nn.Module):
@@ -31,28 +31,51 @@ class CoreAttention(torch.nn.Module):
 
 
 class SdpaAttention(CoreAttention):
-    """Attention by PyTorch's `scaled_dot_product_attention`; causal, or under a mask."""
+    """Causal attention by PyTorch's `scaled_dot_product_attention`, document after document if given."""
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        packed_seq_params: Documents | None = None,
+        **_: object,
     ) -> Tensor:
         """Attend; [sequence, batch, heads, channels] to [sequence, batch, heads * channels]."""
-        # The mask is Megatron-Core's, True where attention is forbidden, its keys in the order of the ranks.
+        assert attention_mask is None
+        (length, rows), documents = query.shape[:2], packed_seq_params
         if self.context_group is not None:
-            # Each rank gathers all keys, an early and a late chunk from every rank, so plain causality
-            # (`is_causal`), which compares indices, would be wrong: a mask compares positions.
-            if attention_mask is None:
+            if documents is None:
                 size, rank = self.context_group.size(), self.context_group.rank()
-                one_document = torch.zeros(1, len(query) * size, device=query.device)
-                attention_mask = document_mask(one_document, size, rank)
-            key, value = self.gather_sequence(key, value)
-        grouped = query.shape[2] != key.shape[2]  # not always on: fewer kernels take grouped queries
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        allowed = None if attention_mask is None else ~attention_mask
-        output = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=allowed, is_causal=allowed is None, enable_gqa=grouped
-        )
-        return output.permute(2, 0, 1, 3).flatten(2)
+                documents = pack_documents(torch.zeros(rows, length * size), size, rank).to(query.device)
+            key, value = (tensor[documents.order] for tensor in self.gather_sequence(key, value))
+        if documents is None:
+            whole = _attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
+            return whole.permute(2, 0, 1, 3).flatten(2)
+        # By document, not under one mask: time and memory grow by the squares of the documents' lengths, not
+        # of the sample's.
+        query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        outputs = []
+        for span in documents.spans:
+            # Split at once: the gradient of each of many slices would be a tensor of the whole size.
+            queries = query[span.queries].split(span.query_sizes)
+            keys, values = (tensor[span.keys].split(span.key_sizes) for tensor in (key, value))
+            for parts in zip(queries, keys, values, strict=True):
+                outputs.append(_attend(*(part.transpose(0, 1)[None] for part in parts))[0].transpose(0, 1))
+        return torch.cat(outputs).view(rows, length, -1).transpose(0, 1).contiguous()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention of [batch, heads, sequence, channels], whose last query may see the last key."""
+    grouped = query.shape[1] != key.shape[1]  # not always on: fewer kernels take grouped queries
+    queries, keys = query.shape[2], key.shape[2]
+    if queries == keys:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    # The first document of a late chunk: keys of earlier chunks come before its queries.
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=grouped)
 
 
 class DocumentAttention(CoreAttention):

@@ -106,7 +106,7 @@ def _layer_spec(
         if documents:
             fused.submodules.self_attention.submodules.core_attention = DocumentAttention
         return fused
-    # SDPA needs no other class for documents: their mask is part of the batch.
+    # SDPA needs no other class for documents, which are part of the batch.
     spec: ModuleSpec = gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.self_attention.submodules.core_attention = SdpaAttention

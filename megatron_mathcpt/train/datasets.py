@@ -29,7 +29,7 @@ from megatron_mathcpt.formats.files import hash_json, read_rows
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, verify_part, write_manifest
 from megatron_mathcpt.formats.run_folder import INDEX_CACHE
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.documents import Documents, context_positions, document_mask, pack_documents
+from megatron_mathcpt.model.documents import Documents, context_positions, pack_documents
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.train.inputs import Inputs, recorded_config, resolve_inputs
@@ -51,16 +51,14 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch; every tensor but `mask` is [samples, sequence]."""
+    """One microbatch; every tensor is [samples, sequence]."""
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor  # 1.0 where the loss counts
     position_ids: torch.Tensor
     sources: torch.Tensor | None = None  # each token's pool by number, if losses are reported by pool
-    # Attention is causal. To keep it within documents, PyTorch's takes `mask`, the packed one `documents`.
-    mask: torch.Tensor | None = None
-    documents: Documents | None = None
+    documents: Documents | None = None  # within which causal attention stays
 
     @classmethod
     def collate(cls, samples: list[Sample], size: int = 1, rank: int = 0, *, fused: bool = False) -> "Batch":
@@ -72,10 +70,9 @@ class Batch:
         positions = context_positions(len(numbers[0]), size, rank) if size > 1 else slice(None)
         stacked = {name: torch.stack([sample[name] for sample in samples])[:, positions] for name in names}
         # Documents are described for whole samples: queries of this rank attend to keys of all ranks.
-        documents = pack_documents(torch.stack(numbers), size, rank) if fused else None
-        masked = not fused and "documents" in samples[0]
-        mask = document_mask(torch.stack(numbers), size, rank) if masked else None
-        return cls(**stacked, mask=mask, documents=documents)
+        described = fused or "documents" in samples[0]
+        documents = pack_documents(torch.stack(numbers), size, rank) if described else None
+        return cls(**stacked, documents=documents)
 
     def pinned(self) -> "Batch":
         """Copy to page-locked memory, from which transfers to a GPU are asynchronous."""

@@ -21,6 +21,7 @@ from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.formats.manifest import sync_and_describe
 from megatron_mathcpt.formats.run_folder import METRICS, CheckpointCounts, RunCounts, SourceTokens
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.model.documents import document_mask
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
 from megatron_mathcpt.train.datasets import Batch, Samples, SftDataset, SourceCounter
@@ -184,7 +185,9 @@ def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat:
     for index in range(len(samples)):
         sums = torch.zeros(2, dtype=torch.float64, device=layout.device)
         if reference is not None:
-            sums = _reference_sums(reference, Batch.collate([samples[index]]).to(layout.device))
+            sample = samples[index]
+            numbers = sample.get("documents", torch.zeros_like(sample["tokens"])).to(layout.device)
+            sums = _reference_sums(reference, Batch.collate([sample]).to(layout.device), numbers[None])
         dist.broadcast(sums, src=0)
         total += sums.cpu()  # a sync, so that each rank's heartbeat means that rank 0 has finished the sample
         heartbeat()
@@ -203,15 +206,13 @@ def _reference(folder: Path, device: torch.device) -> "LlamaForCausalLM":
 
 
 @torch.no_grad()
-def _reference_sums(model: "LlamaForCausalLM", batch: Batch) -> torch.Tensor:
-    """[loss sum, tokens] of a one-sample batch in float64; attention stays within its documents."""
+def _reference_sums(model: "LlamaForCausalLM", batch: Batch, documents: torch.Tensor) -> torch.Tensor:
+    """[loss sum, tokens] of a one-sample batch in float64; attention stays within its `documents`."""
     # Always pass a mask (True where attention is allowed): with grouped queries in fp32 and none, PyTorch may
     # choose a kernel that materialises all attention scores.
-    length, device = batch.tokens.shape[1], batch.tokens.device
-    causal = torch.ones(1, 1, length, length, dtype=torch.bool, device=device).tril()
-    mask = causal if batch.mask is None else ~batch.mask
+    mask = document_mask(documents).logical_not_()
     hidden = model.model(batch.tokens, attention_mask=mask, use_cache=False).last_hidden_state
-    with _in_fp32(model.lm_head, device):
+    with _in_fp32(model.lm_head, batch.tokens.device):
         pieces = zip(hidden[0].split(_ROWS), batch.labels[0].split(_ROWS), strict=True)
         losses = [cross_entropy(model.lm_head(rows), labels, reduction="none") for rows, labels in pieces]
     counted = batch.loss_mask[0].double()

@@ -40,9 +40,8 @@ def forward_step(
     begun = time.perf_counter()
     batch = next(batches)
     waited.append(time.perf_counter() - begun)
-    output = model(
-        batch.tokens, batch.position_ids, batch.mask, labels=batch.labels, packed_seq_params=batch.documents
-    )
+    documents = {"packed_seq_params": batch.documents}  # in place of an attention mask
+    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels, **documents)
     return output, partial(masked_loss, batch, sources)
 
 

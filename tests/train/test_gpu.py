@@ -118,33 +118,12 @@ def test_deterministic_runs_are_the_same_to_the_bit(train: Train) -> None:
 
 
 def test_documents_attend_within_themselves_as_on_the_cpu(train: Train, plain: list[float]) -> None:
-    """Packed kernels and PyTorch's attention under the dense mask train the same; causal trains another."""
+    """Packed kernels and PyTorch's attention by document train the same; causal trains another."""
     packed = train("packed", data={"reset_attention_mask": True})
     assert packed != plain
-    from megatron_mathcpt.model import llama
+    from megatron_mathcpt.model import attention, llama
 
     with pytest.MonkeyPatch.context() as patch:  # the same fused layers around PyTorch's attention
-        patch.setattr(llama, "DocumentAttention", UnderMask)
+        patch.setattr(llama, "DocumentAttention", attention.SdpaAttention)
         dense = train("dense", data={"reset_attention_mask": True})
     assert packed == pytest.approx(dense, rel=2e-3)
-
-
-class UnderMask(torch.nn.Module):
-    """PyTorch's attention under the dense mask that the packed description means."""
-
-    def __init__(self, config: Any, layer_number: int, **kwargs: Any) -> None:
-        super().__init__()
-        from megatron_mathcpt.model.attention import SdpaAttention
-
-        self.inner = SdpaAttention(config, layer_number, **kwargs)
-
-    def forward(
-        self, query: Any, key: Any, value: Any, mask: Any, *, packed_seq_params: Any, **_: Any
-    ) -> torch.Tensor:
-        from megatron_mathcpt.model.documents import document_mask
-
-        length, rows = query.shape[:2]
-        ends = packed_seq_params.spans[0].query_ends[1:].long()
-        numbers = torch.bucketize(torch.arange(length * rows, device=ends.device), ends, right=True)
-        output: torch.Tensor = self.inner(query, key, value, document_mask(numbers.view(rows, length)))
-        return output

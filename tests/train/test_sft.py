@@ -128,7 +128,8 @@ def test_packing_and_prompt_labels_change_nothing(pack: Pack) -> None:
         batch = Batch.collate([dataset[index] for index in range(len(dataset))])
         labels = torch.where(batch.loss_mask == 1.0, batch.labels, masked_label)
         assert torch.equal(labels, batch.labels) == (masked_label == 0)
-        losses = model(batch.tokens, batch.position_ids, batch.mask, labels=labels)
+        documents = {"packed_seq_params": batch.documents}
+        losses = model(batch.tokens, batch.position_ids, None, labels=labels, **documents)
         loss = (losses * batch.loss_mask).sum() / batch.loss_mask.sum()
         model.zero_grad()
         loss.backward()
