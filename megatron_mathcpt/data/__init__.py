@@ -8,6 +8,6 @@ budgets, tokenized datasets and the finished folder. What these call: `sources`,
 `filters`, drop reasons and how to add one;
 `words`, the compiled word splitter of all that follow; `decontaminate`, benchmark items in documents;
 `minhash`, copies; `tokenizer`, also usable without a build. On a finished corpus: `pack_sft` makes samples of
-problem records, `inspection` shows what is inside. For the quickstart: `corpora` and `problems` make its raw
-text.
+problems and chats, with `sft_records`, what of a record is trained, and `chat_template`; `inspection` shows
+what is inside. For the quickstart: `corpora` and `problems` make its raw text.
 """

@@ -26,7 +26,7 @@ from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
 from megatron_mathcpt.formats.files import hash_json, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part, split_tokens
+from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part
 from megatron_mathcpt.formats.manifest import (
     Manifest,
     is_complete,
@@ -226,7 +226,7 @@ def _read_rows(pack: Pack, block: Block) -> Iterator[list[tuple[JsonObject, Ids]
     """The rows for training of a block, each with its tokens in the dataset, some megabytes at a time."""
     file_of_places, size = pack.documents.with_suffix(".places"), PLACE.itemsize
     places = np.fromfile(file_of_places, PLACE, block.count, offset=block.first * size)
-    tokens = iter(split_tokens(*read_documents(pack.dataset, block.train_first, block.train_count)))
+    tokens = iter(read_documents(pack.dataset, block.train_first, block.train_count))
     ends, low, train = np.cumsum(places["bytes"], dtype=np.int64), 0, (places["split"] == TRAIN).tolist()
     with pack.documents.open("rb") as file:
         file.seek(block.offset)

@@ -4,7 +4,8 @@ In reading order: `files`, atomic writes, JSON lines, hashes, and which files a 
 compressed input; `strict_json`, JSON from outside; `json_arrays`, documents of any size; `tables`, Parquet
 and Arrow; `manifest`, what makes a folder complete and what went into it; `output_folder`, which folders are
 ours to write in, by one process at a time; `corpus_folder`, a finished corpus, its counts and its documents
-by number or raw line; `indexed_dataset`, Megatron-Core's `.bin` and `.idx`; `run_folder`, a run's checkpoints
-and metrics, and which of them are kept; `benchmark`, files of test items; `evaluation_folder`, scores and
-answers. Nothing in this package imports a stage, so every stage may import it.
+by number or raw line; `indexed_dataset`, Megatron-Core's `.bin` and `.idx`; `sft_folder`, packed samples;
+`run_folder`, a run's checkpoints and metrics, and which of them are kept; `benchmark`, files of test items;
+`evaluation_folder`, scores and answers. Nothing in this package imports a stage, so every stage may import
+it.
 """

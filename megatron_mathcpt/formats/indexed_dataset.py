@@ -102,14 +102,14 @@ def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]
     return begin // dtype.itemsize, tokens.astype(np.int64)
 
 
-def read_documents(prefix: Path, first: int, count: int) -> tuple[Ids, Lengths]:
-    """Token ids, in one array, and lengths of `count` documents from number `first`; reads nothing else."""
+def read_documents(prefix: Path, first: int = 0, count: int = 1 << 62) -> list[Ids]:
+    """Token ids of up to `count` documents from number `first`; reads nothing else."""
     lengths, begin, dtype = read_part(prefix, first, count)
     size, file = int(lengths.sum(dtype=np.int64)), _file(prefix, ".bin")
     tokens = np.fromfile(file, dtype, size, offset=begin)
     if len(tokens) != size:
-        raise DataError(f"{file}: ends before document {first + count}; build the dataset again")
-    return tokens.astype(np.int32, copy=False), lengths
+        raise DataError(f"{file}: ends before its index does; build the dataset again")
+    return split_tokens(tokens.astype(np.int32, copy=False), lengths)
 
 
 def split_tokens(tokens: Ids, lengths: Lengths) -> list[Ids]:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import typer
 from measuring import ROOT, print_table
@@ -46,7 +47,8 @@ def make_corpus(folder: Path, tokens: float) -> Path:
         with file.open("wb") as stream:
             stream.writelines(once for _ in range(times))
     prefix = folder / "datasets" / POOL / "train"
-    ids, lengths = read_documents(prefix, 0, len(rows))
+    documents = read_documents(prefix)
+    ids, lengths = np.concatenate(documents), np.array([*map(len, documents)], np.int32)
     with dataset_writer(prefix, token_dtype(VOCABULARY)) as writer:
         for _ in range(times):
             writer.write(ids, lengths)

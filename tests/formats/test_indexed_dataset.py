@@ -19,7 +19,6 @@ from megatron_mathcpt.formats.indexed_dataset import (
     read_document,
     read_documents,
     read_lengths,
-    split_tokens,
     token_dtype,
 )
 
@@ -47,7 +46,7 @@ def test_what_was_written_is_read(tmp_path: Path, vocab_size: int) -> None:
     lengths, dtype = read_lengths(prefix)
     assert (lengths.tolist(), dtype) == (list(map(len, docs)), token_dtype(vocab_size))
     for first, count in ((0, 100), (40, 60), (99, 1), (7, 0)):
-        found = split_tokens(*read_documents(prefix, first, count))
+        found = read_documents(prefix, first, count)
         assert [one.tolist() for one in found] == [doc.tolist() for doc in docs[first : first + count]]
     first, ids = read_document(prefix, 40)
     assert (first, ids.tolist()) == (sum(map(len, docs[:40])), docs[40].tolist())
