@@ -201,7 +201,7 @@ def _set_begin(file: Path, tree: JsonObject, settings: JsonObject, bos: Bos) -> 
 
 @dataclass(frozen=True)
 class TokenizerDifference:
-    """How one tokenizer differs from another, in words that name tokens; all empty if it does not."""
+    """How one tokenizer differs from another; all is empty if it does not."""
 
     new: tuple[str, ...]  # tokens that only this one has
     missing: tuple[str, ...]  # that only the other has
@@ -210,9 +210,9 @@ class TokenizerDifference:
     begin: str = ""
 
     @property
-    def is_extension(self) -> bool:
-        """Whether every text without a new token has the same ids, apart from the begin token."""
-        return not (self.missing or self.exchanged or self.parts)
+    def extends(self) -> bool:
+        """Whether texts without a token that only one has are the same to both."""
+        return not (self.exchanged or self.parts or self.begin)
 
     def __str__(self) -> str:
         counted = (("only here", self.new), ("only there", self.missing), ("with another id", self.exchanged))
@@ -230,16 +230,16 @@ def _some(tokens: Sequence[str]) -> str:
 
 def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
     """What of the tokenizer at `ours` is not that at `theirs`: tokens, their ids, the way texts are cut."""
-    (one, mine), (two, other) = load_tokenizer(ours), load_tokenizer(theirs)
-    here, there = (loaded.get_vocab(with_added_tokens=True) for loaded in (one, two))
+    pair = [read_tokenizer(tokenizer_file(path)) for path in (ours, theirs)]
+    here, there = (loaded.get_vocab(with_added_tokens=True) for loaded in pair)
     both = [token for token, number in sorted(here.items(), key=itemgetter(1)) if token in there]
     # As the library writes them: other versions of it have written the same in other forms.
-    trees: list[JsonObject] = [orjson.loads(loaded.to_str()) for loaded in (one, two)]
+    trees: list[JsonObject] = [orjson.loads(loaded.to_str()) for loaded in pair]
     for tree in trees:
         tree["model"].pop("vocab", None)
     parts = [name for name in ("normalizer", "pre_tokenizer", "model") if trees[0][name] != trees[1][name]]
-    starts = ("without" if number is None else f"with {number}" for number in (mine.bos_id, other.bos_id))
-    begins = " ".join(f"{start} {where}" for start, where in zip(starts, ("here,", "there"), strict=True))
+    one, two = (_added(loaded)[0] for loaded in pair)
+    begin = f"texts begin with {one or 'no token'} here, {two or 'no token'} there" if one != two else ""
     return TokenizerDifference(
         new=tuple(repr(token) for token in sorted(here.keys() - there.keys(), key=here.__getitem__)),
         missing=tuple(repr(token) for token in sorted(there.keys() - here.keys(), key=there.__getitem__)),
@@ -249,5 +249,5 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
             if here[token] != there[token]
         ),
         parts=tuple(parts),
-        begin="" if mine.bos_id == other.bos_id else f"texts begin {begins}",
+        begin=begin,
     )

@@ -138,7 +138,8 @@ def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path, whose: 
     if ours is None:
         raise DataError(f"{data}: its tokenizer (sha256 {sha256[:12]}) is not {theirs}; {remedy}")
     # Other bytes may be the same tokenizer, saved again.
-    if differ := str(compare_tokenizers(ours, theirs)):
+    differ = compare_tokenizers(ours, theirs)
+    if differ.new or not differ.extends:
         raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
 
 

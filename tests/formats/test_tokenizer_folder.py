@@ -62,9 +62,9 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
     save(given)
     write_tokenizer(given, tmp_path / "copy", "never", ["<back>", "<b>", "<c>", "<d>"])
     found = compare_tokenizers(tmp_path / "copy", given)
-    assert found.is_extension
+    assert found.new and not found.missing and not found.extends  # as it begins no text
     assert str(found).startswith(
-        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin without here, with"
+        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, ["
     )
     assert "4 tokens only there" in str(compare_tokenizers(given, tmp_path / "copy"))
     assert not str(compare_tokenizers(given, given))
@@ -83,7 +83,7 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
         f"2 tokens with another id ({names[0]!r} is {one} here, {two} there, "
         f"{names[1]!r} is {two} here, {one} there)"
     )
-    assert not found.is_extension
+    assert not found.extends
 
 
 def test_all_end_tokens_of_the_configs_are_known_and_kept(tmp_path: Path) -> None:

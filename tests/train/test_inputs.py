@@ -58,9 +58,12 @@ def starting(config_of: ConfigOf, corpus: Path, **init: object) -> ExperimentCon
 @pytest.mark.parametrize(
     ("theirs", "differs"),
     [
-        (EXCHANGED, r"\(token 'w4' is 5 here, 6 there\)"),
-        (WORDS[:30], r"\(token 'w29' is 30 here, none there\)"),
-        (["x", *WORDS], r"\(token '<eos>' is 0 here, 1 there\)"),
+        (EXCHANGED, r"\(2 tokens with another id \('w4' is 5 here, 6 there, 'w5' is 6 here, 5 there\)\)"),
+        (WORDS[:30], r"\(10 tokens only here \('w29', 'w30', 'w31', \.\.\.\)\)"),
+        (
+            ["x", *WORDS],
+            r"\(1 token only there \('x'\); 40 tokens with another id \('<eos>' is 0 here, 1 .*\)\)",
+        ),
     ],
 )
 def test_a_corpus_of_another_tokenizer_is_refused(
