@@ -18,7 +18,7 @@ import orjson
 from numpy.lib.format import write_array_header_1_0
 
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, NOT_TRAINED, SFT_KIND, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, NOT_TRAINED, SFT_KIND, corpus_counts
 from megatron_mathcpt.formats.files import atomic_writer, read_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import (
@@ -60,6 +60,8 @@ def pack_pool(corpus: Path, pool: str, out: Path, seq_length: int, packed: bool 
     is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
     if is_packed():
         return load_manifest(out, SFT_KIND)
+    if ADOPTED in manifest.config:
+        raise DataError(f"{corpus}: has tokens of others, no problem records to pack; build a corpus of them")
     verify_part(corpus, manifest, lambda name: name.startswith("documents/"))
     examples = list(read_examples(corpus, pool, found.tokenizer.eos_id))
     if not examples:

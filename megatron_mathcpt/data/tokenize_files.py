@@ -5,7 +5,6 @@ such a document without a sequence, which its datasets, that count sequences, ne
 another index. Where documents begin with a begin token, an empty one is that and the end, there and here.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,9 +27,8 @@ from megatron_mathcpt.data.tokenizer import (
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
 from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts, write_tokenizer
-from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.log import Meter, get_logger
 
-_LOG_SECONDS = 10.0
 _log = get_logger(__name__)
 
 
@@ -81,7 +79,7 @@ def tokenize_files(
         raise DataError(f"{inputs[0]}: no record in {'it' if len(inputs) == 1 else 'all of the files'}")
     sample = [text[:SAMPLE_CHARACTERS] for texts in first[1] for text in texts[:SAMPLE_DOCUMENTS]]
     encoder, info = _load(how, sample)
-    total, start, said = sum(shard.bytes for shard in shards), time.monotonic(), time.monotonic()
+    meter = Meter(_log, sum(shard.bytes for shard in shards))
     read, characters, empty = 0, 0, dict.fromkeys(outputs, 0)
     with ExitStack() as stack:
         dtype = token_dtype(info.vocab_size)
@@ -93,10 +91,7 @@ def tokenize_files(
                 empty[key] += len(lengths) - len(filled)
                 kept = filled if info.bos_id is None else lengths
                 writer.write(*enclose(tokens, kept, info, end=how.end))
-            if (now := time.monotonic()) - said > _LOG_SECONDS:
-                said, files = now, progress(done / 1e6, total / 1e6, "MB", seconds=now - start)
-                rate = characters / 1e6 / (now - start)
-                _log.info("%s records, %.1f million characters/s; files: %s", f"{read:,}", rate, files)
+            meter.at(done, f"{read:,} records", characters)
     return {
         path: Tokenized(read, writers[key].documents, writers[key].tokens, empty[key], encoder.name, info)
         for key, path in outputs.items()

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+from megatron_mathcpt import log
 from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.data import texts as reading
-from megatron_mathcpt.data import tokenize_files
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.indexed_dataset import read_documents, read_lengths
@@ -130,7 +130,7 @@ def test_a_big_file_is_read_in_parts_with_its_line_numbers_and_progress(
     tmp_path: Path, llama3: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(tokenize_files, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(log, "METER_SECONDS", 0.0)
     rows = [{"text": f"{number} " * 20} for number in range(2000)]
     file, words = write_json_lines(tmp_path / "a.jsonl", rows), ("--tokenizer", llama3, "--out")
     tokenize(file, *words, tmp_path / "whole")
