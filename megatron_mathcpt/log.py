@@ -6,6 +6,9 @@ Nothing in the package prints; only `commands/` writes results to stdout, throug
 import logging
 import os
 import sys
+import time
+
+METER_SECONDS = 10.0
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -33,6 +36,23 @@ def progress(done: float, total: float, unit: str, before: float = 0, seconds: f
         return text
     rate = (done - before) / seconds
     return f"{text}, {rate:,.1f} {unit}/s, {clock(max(0.0, total - done) / rate)} left"
+
+
+class Meter:
+    """Logs the progress of a long piece of work on files, now and then."""
+
+    def __init__(self, logger: logging.Logger, total: float) -> None:
+        self._logger, self._total, self.done = logger, total, 0.0  # bytes
+        self._start = self._said = time.monotonic()
+
+    def at(self, done: float, what: str, characters: int = 0) -> None:
+        """`done` bytes are; `what` begins the line, with the rate of `characters` if there are any."""
+        self.done, now = done, time.monotonic()
+        if now - self._said >= METER_SECONDS:
+            self._said, seconds = now, now - self._start
+            rate = f", {characters / 1e6 / seconds:,.1f} million characters/s" if characters else ""
+            text = progress(done / 1e6, self._total / 1e6, "MB", seconds=seconds)
+            self._logger.info("%s%s; files: %s", what, rate, text)
 
 
 def clock(seconds: float) -> str:

@@ -12,8 +12,6 @@ from megatron_mathcpt.errors import ConfigError, DataError, print_error
 if TYPE_CHECKING:
     from megatron_mathcpt.data.inspection import Screen
 
-Engine = Literal["auto", "gigatoken", "tokenizers"]
-Literals = Literal["text", "control"]
 Folder = Annotated[Path, Argument(help="folder of a finished corpus")]
 Pool = Annotated[str | None, Option(help="only this pool")]
 Source = Annotated[str | None, Option(help="only this source")]
@@ -157,21 +155,6 @@ def _show_counts(counts: dict[str, Any]) -> None:
         for split, row in splits.items()
     ]
     print_table(("pool", "split", "documents", "tokens"), datasets, "Datasets")
-
-
-@verb("tokenize")
-def tokenize(
-    files: Annotated[list[Path], Argument(help="JSON lines, also .gz, .zst, .bz2; joined in order")],
-    tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json")],
-    out: Annotated[Path, Option(help="prefix of the .bin and .idx files")],
-    field: Annotated[str, Option(help="field with the text")] = "text",
-    special_literals: Annotated[Literals, Option(help="how to tokenize a special token's string")] = "text",
-    engine: Annotated[Engine, Option(help="tokenizer library; all give the same tokens")] = "auto",
-) -> None:
-    """Tokenize JSON lines to an indexed dataset, without any other step."""
-    from megatron_mathcpt.data.tokenizer import tokenize_files
-
-    echo(tokenize_files(files, field, tokenizer, out, special_literals, engine))
 
 
 @verb("synthesize")

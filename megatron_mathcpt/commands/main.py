@@ -22,7 +22,7 @@ Pairs = Annotated[
     Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be repeated"),
 ]
 SECTIONS = {
-    "Data": ("download", "corpora", "build", "tokenize", "synthesize", "pack-sft", "inspect"),
+    "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
     "Experiments": ("show", "dry-run", "run", "submit"),
@@ -124,7 +124,7 @@ def print_table(
 
 def build_app() -> typer.Typer:
     """The command with all its verbs."""
-    from megatron_mathcpt.commands import corpus_verbs, run_verbs, score_verbs  # noqa: F401
+    from megatron_mathcpt.commands import corpus_verbs, dataset_verbs, run_verbs, score_verbs  # noqa: F401
 
     return app
 

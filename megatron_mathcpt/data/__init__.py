@@ -7,7 +7,8 @@ budgets, tokenized datasets and the finished folder. What these call: `sources`,
 `public_sources`, schemas and downloads, also of benchmarks (`benchmark_sources` with `benchmark_formats`);
 `filters`, drop reasons and how to add one;
 `words`, the compiled word splitter of all that follow; `decontaminate`, benchmark items in documents;
-`minhash`, copies; `tokenizer`, also usable without a build. On a finished corpus: `pack_sft` makes samples of
+`minhash`, copies; `tokenizer`. Without a build: `tokenize_files`, with `texts` of any files, and
+`adopt`, a corpus of indexed datasets that are there. On a finished corpus: `pack_sft` makes samples of
 problems and chats, with `sft_records`, what of a record is trained, and `chat_template`; `inspection` shows
 what is inside. For the quickstart: `corpora` and `problems` make its raw text.
 """

@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from megatron_mathcpt.config.corpus import Decontaminate
 from megatron_mathcpt.data.sources import require_rows
+from megatron_mathcpt.data.texts import list_inputs, read_texts
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, SYMBOL, Hashes, Indices, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.benchmark import MAX_ITEMS
 from megatron_mathcpt.formats.evaluation_folder import samples_path
-from megatron_mathcpt.formats.files import Row, hash_file, list_files, read_rows, read_texts
+from megatron_mathcpt.formats.files import Row, hash_file, list_files, read_rows
 from megatron_mathcpt.formats.manifest import load_manifest, verify_part
 from megatron_mathcpt.records import JsonObject, prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
@@ -220,8 +221,8 @@ def overlap_report(
 ) -> JsonObject:
     """Overlap of an evaluation folder's items with training documents, and its scores without those items.
 
-    `tasks` maps tasks to their files; `documents` are JSON lines with a field `text`, or folders of them such
-    as a build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found.
+    `tasks` maps tasks to their files; `documents` are files with a field `text`, or folders of them such as a
+    build's `documents/`; an item overlaps if at least `threshold` of its n-grams are found.
     """
     manifest = load_manifest(evaluation, "evaluation")
     verify_part(evaluation, manifest)
@@ -231,8 +232,8 @@ def overlap_report(
             raise EvaluationError(f"{path}: not the file that task '{task}' of {evaluation} was scored on")
     rules = Decontaminate(benchmarks=list(map(str, tasks.values())))
     index = Contamination(rules)
-    files = [file for path in documents for file in list_files(str(path), "documents")]
-    blocks = (block for file in files for block in read_texts(file, "text"))
+    shards = list_inputs([*map(str, documents)])
+    blocks = (texts for _, (texts,) in read_texts(shards, ["text"]))
     shares = iter(zip(index.items, index.shares(blocks), strict=True))
     found: dict[str, JsonObject] = {}
     for task, path in tasks.items():

@@ -19,7 +19,14 @@ from rich.table import Table
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
-from megatron_mathcpt.formats.corpus_folder import SPLITS, CorpusFolder, Kept, Selection, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import (
+    SPLITS,
+    AdoptedCorpus,
+    CorpusFolder,
+    Kept,
+    Selection,
+    corpus_counts,
+)
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.formats.lost_escapes import HIDDEN
 from megatron_mathcpt.records import JsonObject, Problem, problem_steps
@@ -29,6 +36,7 @@ _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced
 _MOST_STEPS = 15  # a bar each; the last includes all above
 _PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
 _BAR_WIDTH = 40
+_SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
 
 
@@ -94,6 +102,8 @@ def _scan(path: Path, text: str) -> Iterator[tuple[int, JsonObject]]:
     """Number, from 0, and content of each JSON line that contains the string `text`."""
     # Parsing is the cost: the bytes of the string are searched first.
     needle = json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass") if text else b""
+    if not path.exists():  # an adopted corpus has tokens only
+        return
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if needle in line:
@@ -241,6 +251,8 @@ class Screen:
                     "dataset": f"{dataset}, document {one.index}",
                     "tokens": f"{first} up to, not including, {first + len(ids)}",
                 }
+                if isinstance(corpus, AdoptedCorpus):
+                    way["document"] = f"{one.row['text'][:_SHOWN_CHARACTERS]!r}"
             else:
                 self._head(one["pool"])
                 way = {"id": one["id"]} if "id" in one else {}

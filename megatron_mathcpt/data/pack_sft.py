@@ -24,7 +24,7 @@ import orjson
 from megatron_mathcpt.data.sft_records import RecordRule, SftRecords
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.corpus_folder import KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
 from megatron_mathcpt.formats.files import hash_json, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part
 from megatron_mathcpt.formats.manifest import (
@@ -108,6 +108,8 @@ def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int
     is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
     if is_packed() and not (out / WORK).exists():
         return load_manifest(out, SFT_KIND)
+    if ADOPTED in manifest.config:
+        raise DataError(f"{corpus}: has tokens of others, no records to pack; build a corpus of them")
     if pool not in (pools := corpus_counts(manifest).pools):
         raise ConfigError(f"pool '{pool}': not in {corpus}; there is {', '.join(pools)}")
     parts = (f"documents/{pool}.", f"datasets/{pool}/train.", "tokenizer/")

@@ -5,8 +5,8 @@ It needs its shard alone, so that shards run in parallel; data/duplicates.py nee
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -20,9 +20,9 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import Drop, find_drops
-from megatron_mathcpt.data.object_stores import fetched, look_up
+from megatron_mathcpt.data.object_stores import look_up
 from megatron_mathcpt.data.public_sources import FOUND
-from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, read_documents
+from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, at_hand, read_documents
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import (
@@ -178,23 +178,11 @@ def _first_line(work: ShardWork) -> int:
     return sum((int(count["lines"]) for count in counts), start=1)
 
 
-@contextmanager
-def _at_hand(work: ShardWork) -> Iterator[SourceShard]:
-    """The shard, with copies of the files that are in a store."""
-    if not work.shard.stored:
-        yield work.shard
-        return
-    folder = work.root / "fetched" / work.shard.task
-    with fetched(work.shard.stored, folder) as files:
-        alone = work.shard.url == work.shard.stored[0].url
-        yield replace(work.shard, path=files[0] if alone else folder, files=files)
-
-
 def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
     """Sort the records of a shard into `work.prepared`; raises `DataError` if too many are unreadable."""
     folder = work.prepared
     with ExitStack() as stack:
-        shard = stack.enter_context(_at_hand(work))
+        shard = stack.enter_context(at_hand(work.shard, work.root / "fetched" / work.shard.task))
         before = shard.hash()
         if stamp(shard) != work.seen:
             raise changed(work)

@@ -7,7 +7,8 @@ skipped for a reason, and a file that is cut or damaged is an error, so that not
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import repeat
 from math import inf
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.object_stores import StoredFile, is_url, list_stored
+from megatron_mathcpt.data.object_stores import StoredFile, fetched, is_url, list_stored
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
 from megatron_mathcpt.data.words import compose
@@ -163,6 +164,17 @@ def _list_stored(name: str, url: str) -> Iterator[SourceShard]:
     for number, (place, files) in enumerate(units.items()):
         inside = Path(place).name if place == root else place.removeprefix(f"{root}/")
         yield SourceShard(name, number, Path(inside), f"{name}/{inside}", (), None, place, tuple(files))
+
+
+@contextmanager
+def at_hand(shard: SourceShard, folder: Path) -> Iterator[SourceShard]:
+    """The shard, with copies in `folder` of the files that are in a store."""
+    if not shard.stored:
+        yield shard
+        return
+    with fetched(shard.stored, folder) as files:
+        alone = shard.url == shard.stored[0].url
+        yield replace(shard, path=files[0] if alone else folder, files=files)
 
 
 def read_documents(shard: SourceShard, source: Source, first: int = 1) -> Iterator[list[Document | Skipped]]:

@@ -13,16 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.data.words import MAX_WORD, batches, has_long_word
+from megatron_mathcpt.data.words import batches
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
-from megatron_mathcpt.formats.files import read_texts, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
+from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.formats.indexed_dataset import Lengths
 from megatron_mathcpt.formats.tokenizer_folder import (
     END_OF_TEXT,
     TokenizerCounts,
@@ -31,9 +31,6 @@ from megatron_mathcpt.formats.tokenizer_folder import (
 )
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
-
-if TYPE_CHECKING:
-    pass
 
 Tokens = npt.NDArray[np.int32]
 Literals = Literal["text", "control"]
@@ -63,7 +60,8 @@ PROBE = (
     "ค่าเฉลี่ย हिन्दी العربية עברית 한국어 日本語テスト",
     "<|end_of_text|> <|begin_of_text|><s></s> <unk>\n<|eot_id|>",
 )
-SAMPLE_DOCUMENTS = 64  # of the input, on which gigatoken must agree with the reference, too
+# Of the input, on which gigatoken must agree with the reference, too: documents, characters of each.
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 64, 1_000_000
 _PREFETCHED = 3  # blocks waiting between two threads
 Block = TypeVar("Block")
 _log = get_logger(__name__)
@@ -215,48 +213,19 @@ def _load_fast(
     return fast if other is None else f"returns other ids than the reference for {other[:30]!r}"
 
 
-def tokenize_files(
-    files: Sequence[Path], field: str, tokenizer: Path, prefix: Path, literals: Literals, engine: EngineName
-) -> JsonObject:
-    """Tokenize the `field` of JSON lines into `<prefix>.bin` and `.idx`, with end-of-text tokens.
-
-    Returns counts, engine and vocabulary. Memory grows by 4 bytes per document, for the lengths in the index.
-    """
-    if missing := [file for file in files if not file.is_file()]:
-        raise DataError(f"{missing[0]}: this file does not exist; give JSON lines")
-    # One thread reads, the engine encodes on all cores in another, this one writes.
-    blocks = prefetch(_without_long_words(files, field))
-    first = next(blocks, [])
-    sample = [text[:_PIECE] for text in first[:SAMPLE_DOCUMENTS]]
-    encoder, info = load_encoder(tokenizer, literals, engine, sample)
-    encoded = ((sum(map(len, texts)), encoder.encode(texts)) for texts in chain([first], blocks) if texts)
-    size, dtype = 0, token_dtype(info.vocab_size)
-    with dataset_writer(prefix, dtype) as writer:
-        for characters, part in prefetch(encoded):
-            size += characters
-            writer.write(*enclose(*part, info))
-    counts: JsonObject = {"documents": writer.documents, "tokens": writer.tokens, "characters": size}
-    return counts | {"engine": encoder.name} | info.model_dump()
-
-
-def _without_long_words(files: Sequence[Path], field: str) -> Iterator[list[str]]:
-    for file in files:
-        for texts in read_texts(file, field):
-            if any(map(has_long_word, texts)):
-                raise DataError(f"{file}: a word of {MAX_WORD:,} characters; split the record")
-            yield texts
-
-
-def enclose(tokens: Tokens, lengths: Lengths, info: TokenizerCounts) -> tuple[Tokens, Lengths]:
-    """Documents from the tokens of their texts: the tokenizer's begin token, if it adds one, and the end."""
+def enclose(
+    tokens: Tokens, lengths: Lengths, info: TokenizerCounts, *, end: bool = True
+) -> tuple[Tokens, Lengths]:
+    """Documents from the tokens of texts: the tokenizer's begin token, if it adds one, and the `end`."""
     before = 0 if info.bos_id is None else 1
-    closed = lengths + np.int32(before + 1)
+    closed = lengths + np.int32(before + end)
     ends = np.cumsum(closed, dtype=np.int64)
     result, inside = (
         np.empty(int(closed.sum(dtype=np.int64)), np.int32),
-        np.ones(len(tokens) + (before + 1) * len(lengths), np.bool_),
+        np.ones(len(tokens) + (before + end) * len(lengths), np.bool_),
     )
-    inside[ends - 1], result[ends - 1] = False, info.eos_id
+    if end:
+        inside[ends - 1], result[ends - 1] = False, info.eos_id
     if info.bos_id is not None:
         inside[ends - closed], result[ends - closed] = False, info.bos_id
     result[inside] = tokens

@@ -17,11 +17,13 @@ from pydantic import Field
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.files import Row
+from megatron_mathcpt.formats.indexed_dataset import read_document
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
-from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, read_tokenizer
 from megatron_mathcpt.records import JsonObject
 
 KIND, SFT_KIND = "corpus", "sft"
+ADOPTED = "adopted"  # key of a manifest's config, of the prefix of each pool and split
 TRAIN, VALIDATION = range(2)
 SPLITS = {TRAIN: "train", VALIDATION: "validation"}  # by their number in a document's place
 BLOCK = 1 << 20  # places processed together: 17 MB
@@ -35,6 +37,7 @@ Places = npt.NDArray[np.void]  # of PLACE
 class SplitCounts(Row):
     documents: int = 0
     tokens: int = 0
+    unended: int = 0  # documents of an adopted dataset that do not end with the end token
 
 
 class PoolCounts(Row):
@@ -200,6 +203,39 @@ class CorpusFolder:
         return None
 
 
+@dataclass(frozen=True)
+class AdoptedCorpus(CorpusFolder):
+    """Indexed datasets of others: a document is its tokens, in the text of its row as they decode.
+
+    Its raw file is the prefix, its line the number in it.
+    """
+
+    def blocks(self, selection: Selection) -> Iterator[tuple[int, Places, npt.NDArray[np.bool_]]]:
+        low, counts = 0, corpus_counts(self.manifest).pools[selection.pool]
+        for number, split in SPLITS.items():
+            count = getattr(counts, split).documents
+            for first in range(0, count, BLOCK):
+                block = np.zeros(min(BLOCK, count - first), PLACE)
+                block["shard"], block["split"] = self._shard_number(selection.pool, split), number
+                block["line"] = np.arange(first, first + len(block))
+                yield low, block, np.full(len(block), selection.split in (None, split))
+                low += len(block)
+
+    def documents(self, pool: str, numbers: Iterable[int]) -> Iterator[Kept]:
+        tokenizer = read_tokenizer(self.root / "tokenizer" / "tokenizer.json")
+        train = corpus_counts(self.manifest).pools[pool].train.documents
+        for number in numbers:
+            split, index = (TRAIN, number) if number < train else (VALIDATION, number - train)
+            shard = self.shards[self._shard_number(pool, SPLITS[split])]
+            ids = read_document(self.dataset(pool, SPLITS[split]), index)[1].tolist()
+            text = tokenizer.decode(ids, skip_special_tokens=False)
+            row = {"id": f"{shard.file}:{index}", "source": pool, "text": text}
+            yield Kept(pool, number, SPLITS[split], index, shard, index, row)
+
+    def _shard_number(self, pool: str, split: str) -> int:
+        return self.shards.index(self.shard(f"{pool}-{split}"))
+
+
 def open_corpus(root: Path) -> CorpusFolder:
     """Open the finished corpus in `root`; raises `ManifestError` if it is not complete."""
     manifest = load_manifest(root, KIND)
@@ -210,7 +246,8 @@ def open_corpus(root: Path) -> CorpusFolder:
     pools: dict[str, list[str]] = {}
     for name, source in manifest.config["sources"].items():
         pools.setdefault(source["pool"], []).append(name)
-    return CorpusFolder(root, manifest, tuple(RawFile(**shard) for shard in report["shards"]), pools)
+    kind = AdoptedCorpus if ADOPTED in manifest.config else CorpusFolder
+    return kind(root, manifest, tuple(RawFile(**shard) for shard in report["shards"]), pools)
 
 
 def make_places(

@@ -280,22 +280,6 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         yield from ((number, line) for number, line in enumerate(lines, first) if line.strip())
 
 
-def read_texts(file: Path, field: str) -> Iterator[list[str]]:
-    """Blocks of the texts in `field` of JSON lines; raises `DataError` naming a line without it."""
-    for first, lines in read_lines(file):
-        texts = list[str]()
-        for number, line in enumerate(lines, first):
-            try:
-                text = decode_object(line).get(field) if line.strip() else ""
-                if not isinstance(text, str):
-                    raise DataError(f"no JSON object with '{field}' as text (found {type(text).__name__})")
-            except DataError as error:
-                raise DataError(f"{file}:{number}: {error}; fix or remove the line") from error
-            texts += [text] if line.strip() else []
-        if texts:
-            yield texts
-
-
 def largest_content(path: Path) -> int:
     """Bytes from which on a packed file is no text."""
     return max(_RATIO_FROM_BYTES, MAX_RATIO * path.stat().st_size)

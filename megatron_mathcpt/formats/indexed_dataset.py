@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,16 @@ _BLOCK = 1 << 20  # documents per block: 8 MB of offsets at a time
 
 Lengths = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int32]
-TokenType = np.dtype[np.int32] | np.dtype[np.uint16]
-_CODES: dict[TokenType, int] = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}  # Megatron-Core's `DType`
+Indices = npt.NDArray[np.int64]
+TokenType = np.dtype[np.integer]
+# Megatron-Core's `DType`; it has floats too, which are no token ids. Ours are int32 or uint16.
+_TYPES: dict[int, TokenType] = {
+    **{1: np.dtype(np.uint8), 2: np.dtype(np.int8), 3: np.dtype(np.int16), 4: np.dtype(np.int32)},
+    **{5: np.dtype(np.int64), 8: np.dtype(np.uint16)},
+}
+_FLOATS = {6: "float64", 7: "float32"}
+_CODES = {dtype: code for code, dtype in _TYPES.items()}
+_TOKENS = 8 << 20  # read at once
 
 
 def token_dtype(vocab_size: int) -> TokenType:
@@ -54,7 +62,7 @@ def write_index(file: BinaryIO, lengths: Lengths, dtype: TokenType) -> None:
 
 def read_lengths(prefix: Path) -> tuple[Lengths, TokenType]:
     """Lengths, memory-mapped, and token type of an indexed dataset; raises `DataError` if it is damaged."""
-    sequences, dtype = _read_header(prefix)
+    sequences, _, dtype = _read_header(prefix)
     lengths: Lengths = np.empty(0, np.int32)
     if sequences:  # an empty file cannot be mapped
         lengths = np.memmap(_file(prefix, ".idx"), np.int32, "r", _HEADER.size, (sequences,))
@@ -88,7 +96,7 @@ def _check_order(index: Path, lengths: Lengths, dtype: TokenType) -> None:
 
 def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]]:
     """Position of a document's first token in the dataset, and its token ids; reads nothing else."""
-    sequences, dtype = _read_header(prefix)
+    sequences, _, dtype = _read_header(prefix)
     assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
     index, offsets = _file(prefix, ".idx"), _HEADER.size + 4 * sequences
     length = int(np.fromfile(index, "<i4", 1, offset=_HEADER.size + 4 * number)[0])
@@ -120,7 +128,7 @@ def split_tokens(tokens: Ids, lengths: Lengths) -> list[Ids]:
 
 def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, TokenType]:
     """Of up to `count` documents from number `first`: lengths, the first's byte in `.bin`, the token type."""
-    sequences, dtype = _read_header(prefix)
+    sequences, _, dtype = _read_header(prefix)
     index = _file(prefix, ".idx")
     count = max(0, min(count, sequences - first))
     lengths = np.fromfile(index, "<i4", count, offset=_HEADER.size + 4 * first)
@@ -128,18 +136,63 @@ def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, Token
     return lengths, int(begin.sum()), dtype
 
 
-def _read_header(prefix: Path) -> tuple[int, TokenType]:
-    index, codes = _file(prefix, ".idx"), {code: dtype for dtype, code in _CODES.items()}
+class TokenBlock(NamedTuple):
+    """Some tokens of a dataset, and where in them sequences begin and end; empty ones are nowhere."""
+
+    tokens: npt.NDArray[np.integer]
+    first: Indices
+    last: Indices  # not the one after
+
+
+def read_blocks(prefix: Path) -> Iterator[TokenBlock]:
+    """All tokens once, in blocks; raises `DataError` as `read_lengths` does."""
+    lengths, dtype = read_lengths(prefix)
+    ends, bounds, low = _ends(lengths), np.zeros(1, np.int64), 0
+    with _file(prefix, ".bin").open("rb") as file:
+        while len(tokens := np.fromfile(file, dtype, _TOKENS)):
+            high = low + len(tokens)
+            while bounds[-1] < high and (more := next(ends, None)) is not None:
+                bounds = np.concatenate([bounds, more])
+            here = bounds[: np.searchsorted(bounds, high, side="right")]
+            yield TokenBlock(tokens, here[here < high] - low, here[here > low] - 1 - low)
+            bounds, low = bounds[np.searchsorted(bounds, high) :], high
+
+
+def _ends(lengths: Lengths) -> Iterator[Indices]:
+    """Where sequences that are not empty end, in tokens, in blocks."""
+    end = 0
+    for low in range(0, len(lengths), _BLOCK):
+        part = lengths[low : low + _BLOCK]
+        found = end + np.cumsum(part, dtype=np.int64)
+        yield found[part > 0]
+        end = int(found[-1])
+
+
+def document_at(prefix: Path, place: int) -> int:
+    """The number of the sequence that has the token at `place`; needs 8 bytes a sequence."""
+    ends = np.cumsum(read_lengths(prefix)[0], dtype=np.int64)
+    return int(np.searchsorted(ends, place, side="right"))
+
+
+def count_documents(prefix: Path) -> int:
+    """Documents that an index lists, of one sequence, or several or none."""
+    return _read_header(prefix)[1] - 1
+
+
+def _read_header(prefix: Path) -> tuple[int, int, TokenType]:
+    index = _file(prefix, ".idx")
     for file in (index, _file(prefix, ".bin")):
         if not file.is_file():
             raise DataError(f"{file}: not found; build the dataset again")
     with index.open("rb") as stream:
         header = stream.read(_HEADER.size).ljust(_HEADER.size, b"\0")
     magic, version, code, sequences, documents = _HEADER.unpack(header)
-    if (magic, version) != (_MAGIC, 1) or code not in codes:
+    if (magic, version) == (_MAGIC, 1) and code in _FLOATS:
+        raise DataError(f"{index}: has {_FLOATS[code]} numbers, no token ids; give a dataset of tokens")
+    if (magic, version) != (_MAGIC, 1) or code not in _TYPES:
         raise DataError(f"{index}: not an index of Megatron-Core, version 1; build the dataset again")
     _check_size(index, _HEADER.size + 12 * sequences + 8 * documents, "its header")
-    return sequences, codes[code]
+    return sequences, documents, _TYPES[code]
 
 
 def _check_size(file: Path, expected: int, what: str) -> None:
@@ -195,7 +248,7 @@ class DatasetWriter:
         self._lengths: list[Lengths] = [np.empty(0, np.int32)]
         self.documents, self.tokens = 0, 0
 
-    def write(self, tokens: Ids | npt.NDArray[np.uint16], lengths: Lengths) -> None:
+    def write(self, tokens: npt.NDArray[np.integer], lengths: Lengths) -> None:
         """Append documents, given as one flat array and their lengths."""
         stored = tokens.astype(self._dtype, copy=False)
         stored.tofile(self._file)

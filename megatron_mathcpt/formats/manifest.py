@@ -133,7 +133,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
         file = folder / name
         found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
         if found != f"{recorded.bytes} bytes":
-            raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; rebuild it")
+            raise ManifestError(f"{file}: {found}, manifest says {recorded.bytes} bytes; {_remedy(file)}")
     return manifest
 
 
@@ -174,7 +174,14 @@ def verify_hashes(folder: Path, manifest: Manifest) -> None:
         hashes = pool.map(lambda name: hash_file(folder / name), outputs)
         for (name, recorded), found in zip(outputs.items(), hashes, strict=True):
             if found != recorded.sha256:
-                raise ManifestError(f"{folder / name}: checksum differs from the manifest; rebuild it")
+                remedy = _remedy(folder / name)
+                raise ManifestError(f"{folder / name}: checksum differs from the manifest; {remedy}")
+
+
+def _remedy(file: Path) -> str:
+    if not file.is_symlink():
+        return "rebuild it"
+    return f"its original {file.readlink()} was moved or changed: restore it, or adopt it again"
 
 
 def is_complete(folder: Path, kind: str, *, inputs: dict[str, str], config: JsonObject) -> bool:

@@ -202,6 +202,10 @@ def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners:
             raise DataError(f"{owners[name]}: pool '{name}' has no validation tokens")
     for name in config.data.blend:
         tokens = pools[name].train.tokens
+        if config.data.reset_attention_mask and (unended := pools[name].train.unended):
+            what = f"{unended:,} of {pools[name].train.documents:,} documents have no end token"
+            remedy = "so data.reset_attention_mask cannot separate them; leave it out"
+            raise DataError(f"{owners[name]}: pool '{name}': {what}, {remedy}")
         if tokens < config.train.seq_length + 1:  # labels are the next tokens: one more than a sample
             raise DataError(f"{owners[name]}: pool '{name}' has {tokens} tokens, less than one sample")
 

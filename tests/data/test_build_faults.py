@@ -22,7 +22,7 @@ from megatron_mathcpt.data.build import (
 )
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.data.publish import RESULTS
-from megatron_mathcpt.data.tokenizer import tokenize_files
+from megatron_mathcpt.data.tokenize_files import Tokenization, tokenize_files
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import output_folder
 from megatron_mathcpt.formats.corpus_folder import KIND
@@ -186,8 +186,8 @@ def test_a_full_disk_is_named_by_tokenize_and_keeps_the_older_dataset(
     raw: Path, whole: Manifest, tmp_path: Path
 ) -> None:
     def run(pool: str) -> list[bytes]:
-        tokenizer, prefix = tmp_path / "whole" / "tokenizer", tmp_path / "data"
-        tokenize_files([raw / f"{pool}.jsonl"], "text", tokenizer, prefix, "text", "tokenizers")
+        how, prefix = Tokenization(tmp_path / "whole" / "tokenizer", engine="tokenizers"), tmp_path / "data"
+        tokenize_files([str(raw / f"{pool}.jsonl")], {"text": prefix}, how)
         return [prefix.with_suffix(suffix).read_bytes() for suffix in (".bin", ".idx")]
 
     old, files = run("math_corpus"), sorted(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """gigatoken against the reference on hostile text, the fallback when they differ, refused files."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,6 @@ from megatron_mathcpt.data.tokenizer import (
     ReferenceEncoder,
     Tokens,
     load_encoder,
-    tokenize_files,
     train_tokenizer,
 )
 from megatron_mathcpt.errors import ConfigError, DataError
@@ -85,8 +83,6 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(folder: Path, tmp_path: 
             load_tokenizer(tmp_path / name)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert tokenizer_file(tmp_path) == tmp_path / "tokenizer.json"
-    with pytest.raises(DataError, match=r"none\.jsonl: this file does not exist"):
-        tokenize_files([tmp_path / "none.jsonl"], "text", folder, tmp_path / "out", "text", "auto")
 
 
 def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +135,6 @@ def test_a_long_text_has_the_same_tokens_in_pieces(
     found = encoder.encode([text, "a", text])
     assert np.array_equal(found[0], whole) and np.array_equal(found[1], lengths)
     assert len(encoder._pieces(text)) == 1 if save is save_llama2 else len(encoder._pieces(text)) > 20
-
-
-def test_a_word_that_would_fill_the_memory_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Sixty million letters took 9 GB and ended the process."""
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "ab" * 1_000_000}))
-    with pytest.raises(DataError, match=r"a\.jsonl: a word of 2,000,000 characters"):
-        tokenize_files([tmp_path / "a.jsonl"], "text", folder, tmp_path / "out", "text", "tokenizers")
 
 
 UNUSABLE = ['{"version":"1.0","model":{"type":"WordLevel","vocab":{"</s>":0},"unk_token":"x"}}']
