@@ -1,6 +1,7 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -8,14 +9,22 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_eos, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_bos, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError, ConfigError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
+from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.formats.tokenizer_folder import (
+    FILE,
+    GENERATION,
+    compare_tokenizers,
+    config_ends,
+    named_begin,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,13 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
-    source = CheckpointWeights(checkpoint, shape)
+    source, own = CheckpointWeights(checkpoint, shape), tokenizer or own_tokenizer(checkpoint, manifest)
+    ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own))))
+    begin = named_begin(own) if theirs.bos_id is None else theirs.bos_id
     with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
-        weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
-        copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
+        weights = write_hf_folder(source, shape, out, eos_id=ends, bos_id=begin)
+        copy_tokenizer(own, out)
+        _write_ends(out, ends)
         difference = compare_logits(source, shape, out) if verify else None
         counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
         outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
@@ -54,11 +66,19 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     return Converted(difference, was_there=False)
 
 
-def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted:
-    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer."""
+def import_from_hf(
+    folder: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True
+) -> Converted:
+    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer.
+
+    `tokenizer` is the folder of one with more tokens, such as a corpus's: they get rows (model/weights.py).
+    """
     shape = read_hf_shape(folder)
     verify_exported(folder)
-    inputs = {"hf": hf_fingerprint(folder)}
+    inputs, new_rows = {"hf": hf_fingerprint(folder)}, range(0)
+    if tokenizer is not None:
+        new_rows, shape = extend(folder, tokenizer, shape)
+        inputs["tokenizer"] = hash_file(tokenizer / FILE)
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         return _found(checkpoint_manifest(out))
@@ -77,15 +97,48 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
         for name in _files(writing):
             (writing / name).unlink()
         (writing / "tokenizer").mkdir(exist_ok=True)
-        copy_tokenizer(folder, writing / "tokenizer")
-        huggingface.write_checkpoint_files(huggingface.HuggingFaceWeights(folder, shape), shape, writing)
+        copy_tokenizer(tokenizer or folder, writing / "tokenizer")
+        source = huggingface.hf_weights(folder, new_rows)
+        huggingface.write_checkpoint_files(source, shape, writing)
         written = CheckpointWeights(writing, shape)
-        difference = huggingface.compare_logits(written, shape, folder) if verify else None
+        difference = huggingface.compare_logits(written, shape, folder, new_rows) if verify else None
         outputs = sync_and_describe(writing, _files(writing))
-        counts = CheckpointCounts(step=0, eos_id=read_hf_eos(folder), max_abs_logit_difference=difference)
+        ends, own = config_ends(folder), writing / "tokenizer" / FILE
+        counts = CheckpointCounts(
+            step=0,
+            eos_id=next(iter(ends), None),
+            end_ids=ends,
+            bos_id=read_hf_bos(folder),
+            tokenizer=hash_file(own) if own.is_file() else None,
+            max_abs_logit_difference=difference,
+        )
         write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
         writing.rename(out)
     return Converted(difference, was_there=False)
+
+
+def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, LlamaShape]:
+    """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them.
+
+    Raises `CheckpointError` if it does more than to add tokens to the tokenizer in `folder`.
+    """
+    differ, size = compare_tokenizers(tokenizer, folder), shape.vocab_size
+    if not differ.extends:
+        remedy = "give one that only adds tokens, such as that of a corpus with tokenizer.added_tokens"
+        raise CheckpointError(f"{tokenizer}: differs from the tokenizer of {folder} ({differ}); {remedy}")
+    assert size is not None
+    ours, theirs = differ.sizes
+    rows = range(min(theirs, size), ours)
+    return rows, shape.model_copy(update={"vocab_size": max(size, ours)})
+
+
+def _write_ends(folder: Path, ends: tuple[int, ...]) -> None:
+    """Have `generation_config.json`, which is read before `config.json`, name several end tokens."""
+    path = folder / GENERATION
+    settings = decode_object(path.read_bytes()) if path.is_file() else {}
+    if len(ends) > 1:
+        text = json.dumps(settings | {"eos_token_id": [*ends]}, indent=2)
+        write_atomically(path, text.encode())
 
 
 def _found(manifest: Manifest) -> Converted:
@@ -103,7 +156,8 @@ def verify_exported(folder: Path, *, full: bool = False) -> None:
         manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_TOKENIZERS = (FILE, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+TOKENIZER_FILES = (*_TOKENIZERS, "chat_template.jinja", GENERATION)
 _BLOCK, _BLOCKS = 2**16, 64
 
 
@@ -162,7 +216,7 @@ def _tokenizer_of(corpus: Path) -> Path:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
+    if not {*found} & {*_TOKENIZERS}:
         raise CheckpointError(f"{source}: has no tokenizer; pass one with --tokenizer")
     for name in found:
         shutil.copyfile(source / name, folder / name)
