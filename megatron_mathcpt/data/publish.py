@@ -47,7 +47,13 @@ from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files,
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
-from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, load_tokenizer, write_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import (
+    FILE,
+    TokenizerCounts,
+    load_tokenizer,
+    read_tokenizer,
+    write_tokenizer,
+)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -68,9 +74,10 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
     else:
         _train_tokenizer(works, config, folder)
     encoder, info = _encoder(works, settings, folder)
-    begin = "begin with no token" if info.bos_id is None else f"begin with token {info.bos_id}"
+    token = read_tokenizer(folder / FILE).id_to_token
+    begin = "no token" if info.bos_id is None else token(info.bos_id)
     size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
-    _log.info("tokenizer: %s; documents %s and end with token %d", size, begin, info.eos_id)
+    _log.info("tokenizer: %s; documents begin with %s, end with %s", size, begin, token(info.eos_id))
 
 
 def check_tokenizer(settings: Tokenizer) -> None:
@@ -120,8 +127,8 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
         for name, group in groupby(names):
             chosen = slice(low, low := low + len([*group]))
             if budget := config.sources[name].budget:
-                encoder = _encoder(works, config.tokenizer, folder)[0]
-                _apply_budget(budget, inside[chosen], decisions[chosen], encoder)
+                encoder = _encoder(works, config.tokenizer, folder)
+                _apply_budget(budget, inside[chosen], decisions[chosen], *encoder)
         least = []  # so that every pool can be validated on: the document with the smallest key
         for shard, (work, decided) in enumerate(zip(inside, decisions, strict=True)):
             keys = split_keys(load_array(work.prepared / "whole.u8"), config.seed)
@@ -138,7 +145,11 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
 
 
 def _apply_budget(
-    budget: Budget, works: Sequence[ShardWork], decisions: Sequence[Array], encoder: Encoder
+    budget: Budget,
+    works: Sequence[ShardWork],
+    decisions: Sequence[Array],
+    encoder: Encoder,
+    info: TokenizerCounts,
 ) -> None:
     """Mark what is over the budget of a source, whose shards are `works`."""
     flat = np.concatenate(decisions)
@@ -154,9 +165,9 @@ def _apply_budget(
     if unit == "tokens":
 
         def count_tokens(part: slice) -> Lengths:
-            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1] + 1
+            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1]
 
-        costs = estimate_tokens(costs, asked, count_tokens)
+        costs = estimate_tokens(costs, asked, count_tokens, 1 if info.bos_id is None else 2)
     ends = np.cumsum(costs)
     flat[order[np.searchsorted(ends, asked, side="right") :]] = OVER_BUDGET
     for decided, part in zip(decisions, np.split(flat, np.cumsum([*map(len, decisions)])[:-1]), strict=True):
@@ -166,9 +177,12 @@ def _apply_budget(
         _log.warning("source '%s': has only %s; all of it is taken", works[0].shard.source, found)
 
 
-def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths]) -> Array:
+def estimate_tokens(
+    sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths], enclosing: int
+) -> Array:
     """Tokens of documents in random order from their bytes: counted for the first, a random sample of all.
 
+    A document has the tokens of its text, which `count_tokens` returns, and `enclosing` more.
     Documents are counted until `asked` is reached, or until the sum up to there has a standard error of at
     most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
     through that ratio and on their own.
@@ -176,15 +190,15 @@ def estimate_tokens(sizes: Array, asked: int, count_tokens: Callable[[slice], Le
     costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
     for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):
         part, done = slice(batch[0], batch[-1] + 1), batch[-1] + 1
-        costs[part] = count_tokens(part)
+        costs[part] = count_tokens(part) + enclosing
         if done < min(check, len(sizes)):
             continue
-        tokens, seen, check = costs[:done] - 1, costs[:done].sum(), done + done // 4
-        rate = tokens.sum() / sizes[:done].sum()  # the end of text is no matter of bytes
-        rest = min(asked - seen, sizes[done:].sum() * rate + len(sizes) - done)
+        tokens, seen, check = costs[:done] - enclosing, costs[:done].sum(), done + done // 4
+        rate = tokens.sum() / sizes[:done].sum()  # what encloses a text is no matter of bytes
+        rest = min(asked - seen, sizes[done:].sum() * rate + enclosing * (len(sizes) - done))
         squares, more = ((tokens - rate * sizes[:done]) ** 2).sum(), max(0.0, rest / seen)
         if np.sqrt(squares * (more + more**2)) <= _STANDARD_ERROR * (seen + rest):
-            costs[done:] = sizes[done:] * rate + 1
+            costs[done:] = sizes[done:] * rate + enclosing
             break
     return costs
 
@@ -236,7 +250,7 @@ def _encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     # The sample is the same for every shard, so that all are tokenized by the same engine.
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
-    sha256 = hash_file(folder / "tokenizer.json")
+    sha256 = hash_file(folder / FILE)
     return _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
 
 

@@ -179,37 +179,39 @@ def load_encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
-    reference.encode(PROBE)  # a tokenizer that cannot encode is refused before the input is read
-    fast = reference if engine == "tokenizers" else _load_fast(folder, reference, (*PROBE, *sample))
+    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
+    added = [token["content"] for token in tree.get("added_tokens", []) if not token.get("special")]
+    texts = (*PROBE, *(f"a{token}b {token} 1{token}\n{token}" for token in added), *sample)
+    wanted = reference.encode(texts)  # a tokenizer that cannot encode is refused before the input is read
+    if engine == "tokenizers":
+        return reference, reference.info
+    fast = _load_fast(tree, literals, texts, wanted)
     if not isinstance(fast, str):
         return fast, reference.info
     if engine == "gigatoken":
         raise ConfigError(f"tokenizer.engine: gigatoken {fast}; use 'auto' or 'tokenizers'")
-    if engine == "auto":
-        _log.debug("gigatoken %s", fast)
+    _log.debug("gigatoken %s", fast)
     return reference, reference.info
 
 
-def _load_fast(folder: Path, reference: ReferenceEncoder, texts: Sequence[str]) -> Encoder | str:
-    """gigatoken's encoder, or the reason why it cannot be used."""
+def _load_fast(
+    tree: JsonObject, literals: Literals, texts: Sequence[str], wanted: tuple[Tokens, Lengths]
+) -> Encoder | str:
+    """gigatoken's encoder of a tokenizer.json, or the reason why it cannot be used."""
     if find_spec("gigatoken") is None:
         return "is not installed"
-    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
-    added = [token["content"] for token in tree.get("added_tokens", []) if not token.get("special")]
-    texts = (*texts, *(f"a{token}b {token} 1{token}\n{token}" for token in added))
-    if reference.tokenizer.encode_special_tokens:
+    if literals == "text":
         # Without special tokens, so that their literals in a text are text.
-        tree["added_tokens"] = [token for token in tree.get("added_tokens", []) if not token.get("special")]
-        tree["post_processor"] = None
+        ordinary = [token for token in tree.get("added_tokens", []) if not token.get("special")]
+        tree = tree | {"added_tokens": ordinary, "post_processor": None}
     try:
         fast = GigatokenEncoder(orjson.dumps(tree).decode())
-        found = [fast.encode([text])[0] for text in texts]
+        found = fast.encode(texts)
     # What it raises for tokenizers that it does not support has no common type.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         return f"cannot take this tokenizer ({one_line(str(error))[:100]})"
-    pairs = zip(texts, found, strict=True)
-    wrong = (text for text, ids in pairs if not np.array_equal(ids, reference.encode([text])[0]))
-    other = next(wrong, None)
+    pairs = zip(texts, *(np.split(ids, np.cumsum(sizes)[:-1]) for ids, sizes in (found, wanted)), strict=True)
+    other = next((text for text, *both in pairs if not np.array_equal(*both)), None)
     return fast if other is None else f"returns other ids than the reference for {other[:30]!r}"
 
 

@@ -137,18 +137,19 @@ def test_a_budget_of_tokens_counts_a_sample_and_estimates_the_rest(raw: Path, tm
 
 
 @pytest.mark.parametrize(("asked", "counted"), [(30_000, 0.01), (200_000_000, 0.35)])
-def test_the_sample_grows_until_its_error_is_small(asked: int, counted: float) -> None:
+@pytest.mark.parametrize("enclosing", [1, 2])  # the end of text, and a begin token
+def test_the_sample_grows_until_its_error_is_small(asked: int, counted: float, enclosing: int) -> None:
     draw = np.random.default_rng(0)
     sizes = np.exp(draw.normal(7, 1, 400_000)).round() + 1
-    tokens = np.ceil(sizes / draw.choice([2.5, 3.5, 4.5], len(sizes))) + 1
+    tokens = np.ceil(sizes / draw.choice([2.5, 3.5, 4.5], len(sizes))) + enclosing
     seen = 0
 
     def count(part: slice) -> Any:
         nonlocal seen
         seen = part.stop
-        return tokens[part]
+        return tokens[part] - enclosing
 
-    costs = estimate_tokens(sizes, asked, count)
+    costs = estimate_tokens(sizes, asked, count, enclosing)
     taken = np.searchsorted(np.cumsum(costs), asked, side="right")
     assert abs(tokens[:taken].sum() / asked - 1) < (0.003 if asked > 10**6 else 0.05)
     assert 1000 <= seen < counted * len(sizes)

@@ -72,7 +72,7 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
     assert (found.sizes, found.inserted) == ((size + 4, size), False)
     assert (begin_token(given), begin_token(tmp_path / "copy")) == (load_tokenizer(given)[1].bos_id, None)
     assert str(found).startswith(
-        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, with"
+        "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, ["
     )
     assert "4 tokens only there" in str(compare_tokenizers(given, tmp_path / "copy"))
     assert not str(compare_tokenizers(given, given))
