@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from megatron_mathcpt.errors import EvaluationError, one_line
-from megatron_mathcpt.formats.files import Row, read_json
+from megatron_mathcpt.formats.files import Row, hash_file, read_json
+from megatron_mathcpt.formats.tokenizer_folder import FILE, compare_tokenizers, tokenizer_file
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 
 
 class FolderConfig(Row):
-    """What is read of a Hugging Face folder's `config.json` and `generation_config.json`."""
+    """What is read of a Hugging Face folder's `config.json`."""
 
-    eos_token_id: int | tuple[int, ...] | None = None
     max_position_embeddings: int | None = None
     dtype: str | None = None  # transformers 5
     torch_dtype: str | None = None
@@ -101,16 +101,20 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return found  # type: ignore[no-any-return]
 
 
-def read_config(folder: Path, name: str = "config.json") -> FolderConfig:
+def check_same(given: Path, own: Path | None, recorded: str | None = None) -> None:
+    """Refuse a tokenizer that is not the model's: the one in `own`, or of a checkpoint's `recorded` hash."""
+    file = tokenizer_file(given)
+    if own is not None and (own / FILE).is_file():
+        differ = str(compare_tokenizers(file, own)) if hash_file(file) != hash_file(own / FILE) else ""
+        if differ:
+            raise EvaluationError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
+    elif recorded not in (None, hash_file(file)):
+        raise EvaluationError(
+            f"tokenizer {given}: is not the model's, of sha256 {recorded:.12}; give that one"
+        )
+
+
+def read_config(folder: Path) -> FolderConfig:
     """An empty one if the file is not there; raises `DataError` for a damaged one."""
-    path = folder / name
+    path = folder / "config.json"
     return read_json(path, FolderConfig, "download it again") if path.is_file() else FolderConfig()
-
-
-def end_tokens(folder: Path) -> set[int]:
-    """Every end token that the two configs of a Hugging Face folder name."""
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        ends = read_config(folder, name).eos_token_id
-        found |= {*(ends if isinstance(ends, tuple) else [] if ends is None else [ends])}
-    return found
