@@ -17,7 +17,6 @@ from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomicall
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
-from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tokenizer_folder import (
     FILE,
     GENERATION,
@@ -25,6 +24,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     config_ends,
     named_begin,
 )
+from megatron_mathcpt.records import JsonObject
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, Lla
 def _write_ends(folder: Path, ends: tuple[int, ...]) -> None:
     """Have `generation_config.json`, which is read before `config.json`, name several end tokens."""
     path = folder / GENERATION
-    settings = decode_object(path.read_bytes()) if path.is_file() else {}
     if len(ends) > 1:
+        settings: JsonObject = json.loads(path.read_bytes()) if path.is_file() else {}
         text = json.dumps(settings | {"eos_token_id": [*ends]}, indent=2)
         write_atomically(path, text.encode())
 

@@ -109,9 +109,7 @@ def check_same(given: Path, own: Path | None, recorded: str | None = None) -> No
         if differ:
             raise EvaluationError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
     elif recorded not in (None, hash_file(file)):
-        raise EvaluationError(
-            f"tokenizer {given}: is not the model's, of sha256 {recorded:.12}; give that one"
-        )
+        raise EvaluationError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give that")
 
 
 def read_config(folder: Path) -> FolderConfig:

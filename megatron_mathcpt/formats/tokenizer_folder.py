@@ -103,9 +103,12 @@ def _read_settings(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
-        return decode_object(read_small(path))
+        decode_object(data := read_small(path))
     except DataError as error:
         raise DataError(f"{path}: {error}; give a Hugging Face {path.name}") from error
+    # As Python has it: transformers writes 10^30 for no limit, which would become a string.
+    found: JsonObject = json.loads(data)
+    return found
 
 
 def _name(settings: JsonObject, field: str) -> str | None:

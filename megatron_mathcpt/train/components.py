@@ -102,7 +102,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
         size = f"{inputs.shape.num_parameters():,}"
         logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
-        documents = f"documents begin with {inputs.begin or 'no begin token'}"
+        documents = f"documents begin with {inputs.begin or 'no token'}"
         for line in (inputs.mixture, documents, *inputs.notes):
             logger.info("%s: %s", config.name, line)
     return TrainState(

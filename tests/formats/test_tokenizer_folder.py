@@ -94,6 +94,21 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
     assert not found.extends
 
 
+def test_settings_that_a_copy_changes_are_still_those_of_transformers(tmp_path: Path) -> None:
+    """It writes 10^30 where there is no limit of length: more than 64 bits."""
+    transformers = pytest.importorskip("transformers")
+    save_llama3(tmp_path / "given")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "given").save_pretrained(tmp_path / "saved")
+    assert "1000000000000000019884624838656" in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+    write_tokenizer(tmp_path / "saved", tmp_path / "copy", "never", ["<back>"])
+    copy = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert (
+        copy.model_max_length
+        == transformers.AutoTokenizer.from_pretrained(tmp_path / "given").model_max_length
+    )
+    assert len(copy("a<back>b").input_ids) == 3
+
+
 def test_all_end_tokens_of_the_configs_are_known_and_kept(tmp_path: Path) -> None:
     save_llama3(tmp_path / "given")
     (tmp_path / "given" / "config.json").write_text('{"eos_token_id": [1, 4]}')
