@@ -263,7 +263,7 @@ def _open_weights(
 
 def _tokenizer_folder(folder: Path, given: str | None, recorded: str | None) -> Path:
     """The model's own, or the one that is `given`, after comparing it with that."""
-    if given is None:
+    if not given:
         return model_tokenizer(folder)
     own = None
     with suppress(CheckpointError, ManifestError, OSError):  # removed since, as its corpus was

@@ -55,6 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
                 "parallel": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
                 "precision": {"params_dtype": "fp32"},
                 "train": {"train_tokens": 2560, "seq_length": 64},
+                "checkpoint": {"interval": 100},
             }
             tree["train"] |= {"micro_batch_size": 2, "global_batch_size": 2}
             train(ExperimentConfig.model_validate_json(json.dumps(tree)), run)
@@ -107,7 +108,7 @@ def test_both_back_ends_begin_prompts_as_the_corpus_its_documents(trained: Train
 def test_an_evaluation_says_what_prompts_begin_with_and_refuses_another_tokenizer(
     trained: Trained, tmp_path: Path
 ) -> None:
-    item = {"id": "1", "question": QUESTION, "solution": "12", "answer": "12", "lang": "en"}
+    item = {"id": "1", "question": QUESTION, "solution": "12", "answer": "12", "lang": "en", "type": "number"}
     files = {"sums": write_json_lines(tmp_path / "test.jsonl", [item])}
     for bos, begin in (("tokenizer", BOS), ("never", "")):
         run, _ = trained(bos)
