@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_bos, read_hf_shape
-from megatron_mathcpt.errors import CheckpointError, ConfigError, first_error
+from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
@@ -23,6 +24,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     compare_tokenizers,
     config_ends,
     named_begin,
+    tokenizer_file,
 )
 from megatron_mathcpt.records import JsonObject
 
@@ -52,7 +54,9 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
-    source, own = CheckpointWeights(checkpoint, shape), tokenizer or own_tokenizer(checkpoint, manifest)
+    source = CheckpointWeights(checkpoint, shape)
+    given = None if tokenizer is None else chosen_tokenizer(checkpoint, manifest, tokenizer)
+    own = given or own_tokenizer(checkpoint, manifest)
     ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own))))
     begin = named_begin(own) if theirs.bos_id is None else theirs.bos_id
     with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
@@ -212,6 +216,26 @@ def _tokenizer_of(corpus: Path) -> Path:
         manifest = manifests.read_manifest(corpus / manifests.FILE_NAME)
         manifests.verify_part(corpus, manifest, lambda name: name.startswith("tokenizer/"))
     return corpus / "tokenizer"
+
+
+def chosen_tokenizer(checkpoint: Path, manifest: Manifest, given: Path) -> Path:
+    """The tokenizer `given`, if it is the same as the checkpoint's own, which may have been removed."""
+    own = None
+    with suppress(CheckpointError, ManifestError, OSError):
+        own = own_tokenizer(checkpoint, manifest)
+    check_same(given, own, folders.checkpoint_counts(manifest).tokenizer)
+    return given
+
+
+def check_same(given: Path, own: Path | None, recorded: str | None = None) -> None:
+    """Refuse a tokenizer that is not the model's: the one in `own`, else one of the `recorded` hash."""
+    file = tokenizer_file(given)
+    if own is not None and (own / FILE).is_file():
+        same = hash_file(file) == hash_file(own / FILE)
+        if not same and (differ := str(compare_tokenizers(file, own))):
+            raise CheckpointError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
+    elif recorded not in (None, hash_file(file)):
+        raise CheckpointError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give it")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ results, so lm-eval sees one process: its own data parallelism pads repeated req
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,18 +16,28 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.convert import checkpoint_shape, verify_exported
+from megatron_mathcpt.checkpoint.convert import (
+    check_same,
+    checkpoint_shape,
+    chosen_tokenizer,
+    verify_exported,
+)
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.errors import CheckpointError, EvaluationError, ManifestError, first_error
+from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.evaluation.backends import local_folder, model_tokenizer
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.evaluation.tokens import OwnTokenizer, check_same, load_tokenizer
-from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_counts, chosen_checkpoint
+from megatron_mathcpt.evaluation.tokens import OwnTokenizer, load_tokenizer
+from megatron_mathcpt.formats.run_folder import (
+    CheckpointCounts,
+    checkpoint_counts,
+    checkpoint_manifest,
+    chosen_checkpoint,
+)
 from megatron_mathcpt.formats.tokenizer_folder import config_ends
 from megatron_mathcpt.model.weights import WeightSource, fill
 
@@ -134,7 +143,7 @@ class MegatronLM(OwnTokenizer, TemplateLM):
         from megatron_mathcpt.model.llama import build_model
 
         source, shape, counts = _open_weights(folder, self.layout, verify=self.options.verify)
-        tokenizer = _tokenizer_folder(folder, self.options.tokenizer, counts.tokenizer)
+        tokenizer = _tokenizer_folder(folder, self.options.tokenizer)
         self.tokenizer = load_tokenizer(tokenizer)
         self._ends = {*counts.ends, *config_ends(tokenizer), self.eot_token_id}
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
@@ -261,15 +270,16 @@ def _open_weights(
     return CheckpointWeights(checkpoint, shape), shape, checkpoint_counts(manifest)
 
 
-def _tokenizer_folder(folder: Path, given: str | None, recorded: str | None) -> Path:
+def _tokenizer_folder(folder: Path, given: str | None) -> Path:
     """The model's own, or the one that is `given`, after comparing it with that."""
     if not given:
         return model_tokenizer(folder)
-    own = None
-    with suppress(CheckpointError, ManifestError, OSError):  # removed since, as its corpus was
-        own = model_tokenizer(folder)
-    check_same(local_folder(given), own, recorded)
-    return local_folder(given)
+    found = local_folder(given)
+    if (folder / "config.json").is_file():
+        check_same(found, folder)
+        return found
+    checkpoint = chosen_checkpoint(folder)
+    return chosen_tokenizer(checkpoint, checkpoint_manifest(checkpoint), found)
 
 
 def _start_layout(options: MegatronOptions) -> parallel.Layout:

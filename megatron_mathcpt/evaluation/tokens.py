@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from megatron_mathcpt.errors import EvaluationError, one_line
-from megatron_mathcpt.formats.files import Row, hash_file, read_json
-from megatron_mathcpt.formats.tokenizer_folder import FILE, compare_tokenizers, tokenizer_file
+from megatron_mathcpt.formats.files import Row, read_json
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -99,17 +98,6 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if found.eos_token_id is None:
         raise EvaluationError(f"{folder}: the tokenizer has no end-of-sequence token")
     return found  # type: ignore[no-any-return]
-
-
-def check_same(given: Path, own: Path | None, recorded: str | None = None) -> None:
-    """Refuse a tokenizer that is not the model's: the one in `own`, or of a checkpoint's `recorded` hash."""
-    file = tokenizer_file(given)
-    if own is not None and (own / FILE).is_file():
-        differ = str(compare_tokenizers(file, own)) if hash_file(file) != hash_file(own / FILE) else ""
-        if differ:
-            raise EvaluationError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
-    elif recorded not in (None, hash_file(file)):
-        raise EvaluationError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give that")
 
 
 def read_config(folder: Path) -> FolderConfig:

@@ -97,7 +97,8 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
             _check_optimizer(config, checkpoint, manifest)
         counts = folders.checkpoint_counts(manifest)
         ends, recorded = ends | {*counts.ends}, counts.tokenizer
-        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: not comparable
+        weights = checkpoint / "tokenizer"
+        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: its hash remains
             weights = convert.own_tokenizer(checkpoint, manifest)
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)

@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from megatron_mathcpt.checkpoint.convert import export_to_hf
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.evaluation.backends import load
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.formats.files import hash_file
@@ -130,14 +130,16 @@ def test_an_evaluation_says_what_prompts_begin_with_and_refuses_another_tokenize
         write_tokenizer(own, tmp_path / "other", bos, ["<x>"] if bos == "always" else [])  # type: ignore[arg-type]
         for model in (run, out):
             with pytest.raises(
-                EvaluationError, match=f"other: is not the model's, in .*{says}.*; leave it out"
+                CheckpointError, match=f"other: is not the model's, in .*{says}.*; leave it out"
             ):
                 load(model, made(backend="megatron", tokenizer=str(tmp_path / "other")))
+        with pytest.raises(CheckpointError, match=says):
+            export_to_hf(run, tmp_path / "never_written", tmp_path / "other", verify=False)
     # Its corpus is gone: the checkpoint has recorded the hash.
     own.rename(tmp_path / "moved")
     try:
         load(run, made(backend="megatron", tokenizer=str(tmp_path / "moved"))).close()
-        with pytest.raises(EvaluationError, match=r"other: is not the model's \(sha256 \w{12}\); give that"):
+        with pytest.raises(CheckpointError, match=r"other: is not the model's \(sha256 \w{12}\); give it"):
             load(run, made(backend="megatron", tokenizer=str(tmp_path / "other")))
     finally:
         (tmp_path / "moved").rename(own)
