@@ -157,13 +157,14 @@ def test_a_run_trains_with_a_token_that_its_weights_lack(config_of: ConfigOf, tm
     before, after = (checkpoint_manifest(chosen_checkpoint(tmp_path / name)) for name in ("start", "longer"))
     assert [one.config["model"]["vocab_size"] for one in (before, after)] == [old, old + 1]
     assert checkpoint_counts(after).ends == (1, 2)
-    without = config_of(**again | {"data": data | {"corpus": str(plain)}}, validation={"sets": []})
-    assert not resolve_inputs(without).new_rows
-    (plain / "tokenizer").rename(tmp_path / "gone")  # the run has recorded its hash
+    plain.rename(tmp_path / "moved")  # the run has recorded the hash of its tokenizer
+    without = config_of(
+        **again | {"data": data | {"corpus": str(tmp_path / "moved")}}, validation={"sets": []}
+    )
     assert not resolve_inputs(without).new_rows
     with pytest.raises(DataError, match=r"/corpus: its tokenizer \(sha256 \w{12}\) is not .*plain/tokenizer"):
         resolve_inputs(config_of(**again, validation={"sets": []}))
-    (tmp_path / "gone").rename(plain / "tokenizer")
+    (tmp_path / "moved").rename(plain)
     with pytest.raises(ConfigError, match=r"load_optimizer: .* has no rows for the data's 1 new token"):
         resolve_inputs(
             config_of(**again | {"init": again["init"] | {"load_optimizer": True}}, validation={"sets": []})
