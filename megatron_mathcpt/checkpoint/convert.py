@@ -1,21 +1,32 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
+import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_eos, read_hf_shape
-from megatron_mathcpt.errors import CheckpointError, ConfigError, first_error
+from megatron_mathcpt.config.shape import LlamaShape, read_hf_bos, read_hf_shape
+from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
+from megatron_mathcpt.formats.tokenizer_folder import (
+    FILE,
+    GENERATION,
+    compare_tokenizers,
+    config_ends,
+    named_begin,
+    tokenizer_file,
+)
+from megatron_mathcpt.records import JsonObject
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,14 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
 
     shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
+    given = None if tokenizer is None else chosen_tokenizer(checkpoint, manifest, tokenizer)
+    own = given or own_tokenizer(checkpoint, manifest)
+    ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own))))
+    begin = named_begin(own) if theirs.bos_id is None else theirs.bos_id
     with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
-        weights = write_hf_folder(source, shape, out, eos_id=theirs.eos_id)
-        copy_tokenizer(tokenizer or own_tokenizer(checkpoint, manifest), out)
+        weights = write_hf_folder(source, shape, out, eos_id=ends, bos_id=begin)
+        copy_tokenizer(own, out)
+        _write_ends(out, ends)
         difference = compare_logits(source, shape, out) if verify else None
         counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
         outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
@@ -54,11 +70,19 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     return Converted(difference, was_there=False)
 
 
-def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted:
-    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer."""
+def import_from_hf(
+    folder: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True
+) -> Converted:
+    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer.
+
+    `tokenizer` is the folder of one with more tokens, such as a corpus's: they get rows (model/weights.py).
+    """
     shape = read_hf_shape(folder)
     verify_exported(folder)
-    inputs = {"hf": hf_fingerprint(folder)}
+    inputs, new_rows = {"hf": hf_fingerprint(folder)}, range(0)
+    if tokenizer is not None:
+        new_rows, shape = extend(folder, tokenizer, shape)
+        inputs["tokenizer"] = hash_file(tokenizer / FILE)
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         return _found(checkpoint_manifest(out))
@@ -77,15 +101,48 @@ def import_from_hf(folder: Path, out: Path, *, verify: bool = True) -> Converted
         for name in _files(writing):
             (writing / name).unlink()
         (writing / "tokenizer").mkdir(exist_ok=True)
-        copy_tokenizer(folder, writing / "tokenizer")
-        huggingface.write_checkpoint_files(huggingface.HuggingFaceWeights(folder, shape), shape, writing)
+        copy_tokenizer(tokenizer or folder, writing / "tokenizer")
+        source = huggingface.hf_weights(folder, new_rows)
+        huggingface.write_checkpoint_files(source, shape, writing)
         written = CheckpointWeights(writing, shape)
-        difference = huggingface.compare_logits(written, shape, folder) if verify else None
+        difference = huggingface.compare_logits(written, shape, folder, new_rows) if verify else None
         outputs = sync_and_describe(writing, _files(writing))
-        counts = CheckpointCounts(step=0, eos_id=read_hf_eos(folder), max_abs_logit_difference=difference)
+        ends, own = config_ends(folder), writing / "tokenizer" / FILE
+        counts = CheckpointCounts(
+            step=0,
+            eos_id=next(iter(ends), None),
+            end_ids=ends,
+            bos_id=read_hf_bos(folder),
+            tokenizer=hash_file(own) if own.is_file() else None,
+            max_abs_logit_difference=difference,
+        )
         write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
         writing.rename(out)
     return Converted(difference, was_there=False)
+
+
+def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, LlamaShape]:
+    """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them.
+
+    Raises `CheckpointError` if it does more than to add tokens to the tokenizer in `folder`.
+    """
+    differ, size = compare_tokenizers(tokenizer, folder), shape.vocab_size
+    if not differ.extends:
+        remedy = "give one that only adds tokens, such as that of a corpus with tokenizer.added_tokens"
+        raise CheckpointError(f"{tokenizer}: differs from the tokenizer of {folder} ({differ}); {remedy}")
+    assert size is not None
+    ours, theirs = differ.sizes
+    rows = range(min(theirs, size), ours)
+    return rows, shape.model_copy(update={"vocab_size": max(size, ours)})
+
+
+def _write_ends(folder: Path, ends: tuple[int, ...]) -> None:
+    """Have `generation_config.json`, which is read before `config.json`, name several end tokens."""
+    path = folder / GENERATION
+    if len(ends) > 1:
+        settings: JsonObject = json.loads(path.read_bytes()) if path.is_file() else {}
+        text = json.dumps(settings | {"eos_token_id": [*ends]}, indent=2)
+        write_atomically(path, text.encode())
 
 
 def _found(manifest: Manifest) -> Converted:
@@ -103,7 +160,8 @@ def verify_exported(folder: Path, *, full: bool = False) -> None:
         manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_TOKENIZERS = (FILE, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+TOKENIZER_FILES = (*_TOKENIZERS, "chat_template.jinja", GENERATION)
 _BLOCK, _BLOCKS = 2**16, 64
 
 
@@ -160,9 +218,29 @@ def _tokenizer_of(corpus: Path) -> Path:
     return corpus / "tokenizer"
 
 
+def chosen_tokenizer(checkpoint: Path, manifest: Manifest, given: Path) -> Path:
+    """The tokenizer `given`, if it is the same as the checkpoint's own, which may have been removed."""
+    own = None
+    with suppress(CheckpointError, ManifestError, OSError):
+        own = own_tokenizer(checkpoint, manifest)
+    check_same(given, own, folders.checkpoint_counts(manifest).tokenizer)
+    return given
+
+
+def check_same(given: Path, own: Path | None, recorded: str | None = None) -> None:
+    """Refuse a tokenizer that is not the model's: the one in `own`, else one of the `recorded` hash."""
+    file = tokenizer_file(given)
+    if own is not None and (own / FILE).is_file():
+        same = hash_file(file) == hash_file(own / FILE)
+        if not same and (differ := str(compare_tokenizers(file, own))):
+            raise CheckpointError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
+    elif recorded not in (None, hash_file(file)):
+        raise CheckpointError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give it")
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
+    if not {*found} & {*_TOKENIZERS}:
         raise CheckpointError(f"{source}: has no tokenizer; pass one with --tokenizer")
     for name in found:
         shutil.copyfile(source / name, folder / name)

@@ -7,7 +7,7 @@ after group), and gate above up. Only comparing logits needs a whole model in me
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size
+from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size, read_hf_shape
 from megatron_mathcpt.errors import CheckpointError, one_line
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
@@ -114,14 +114,25 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
 
 
+def hf_weights(folder: Path, new_rows: range) -> tensors.WeightSource:
+    """The weights of a folder, with rows of tokens that its tokenizer lacks."""
+    source = HuggingFaceWeights(folder, read_hf_shape(folder))
+    return tensors.ExtendedWeights(source, new_rows) if new_rows else source
+
+
 def write_hf_folder(
-    source: tensors.WeightSource, shape: LlamaShape, folder: Path, *, eos_id: int | None
+    source: tensors.WeightSource,
+    shape: LlamaShape,
+    folder: Path,
+    *,
+    eos_id: int | Sequence[int] | None,
+    bos_id: int | None = None,
 ) -> dict[str, OutputFile]:
     """Write `config.json` and `model.safetensors`; return the latter's size and checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = source.read(tensors.FINAL_NORM, None).dtype
     weights = _write_safetensors(folder / WEIGHTS, source, shape, dtype)
-    config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=None, eos_id=eos_id)
+    config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=bos_id, eos_id=eos_id)
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return {WEIGHTS: weights}
 
@@ -200,10 +211,14 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
     return WriteItem(MetadataIndex(key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> float:
+def compare_logits(
+    source: tensors.WeightSource, shape: LlamaShape, folder: Path, new_rows: range = range(0)
+) -> float:
     """Largest logit difference of Megatron-Core and transformers; `CheckpointError` if above rounding."""
     tokens = _tokens(shape, folder)
-    reference = load_reference(folder)
+    some = torch.tensor(new_rows[:_LENGTH], dtype=tokens.dtype)
+    tokens[0, : len(some)] = some
+    reference = load_reference(folder, new_rows)
     with torch.no_grad():
         theirs = reference.float().eval()(tokens).logits
     difference = float((_megatron_logits(source, shape, tokens) - theirs).abs().max())
@@ -215,18 +230,24 @@ def compare_logits(source: tensors.WeightSource, shape: LlamaShape, folder: Path
     return difference
 
 
-def load_reference(folder: Path, **options: str) -> "LlamaForCausalLM":
-    """transformers' Llama of a folder's `*.safetensors`; `CheckpointError` if it cannot be loaded."""
+def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> "LlamaForCausalLM":
+    """transformers' Llama of a folder's `*.safetensors`, with rows of new tokens, as `hf_weights` has them.
+
+    Raises `CheckpointError` if it cannot be loaded.
+    """
     from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     only: dict[str, bool] = {"local_files_only": True, "use_safetensors": True}
     try:
-        return LlamaForCausalLM.from_pretrained(folder, **only, **options)
+        model = LlamaForCausalLM.from_pretrained(folder, **only, **options)
     except Exception as error:  # of any type: transformers checks little of config.json
         reason = one_line(str(error))[:200]
         raise CheckpointError(f"{folder}: not loaded by transformers ({reason}); is it damaged?") from error
+    for part in (model.model.embed_tokens, model.lm_head) if new_rows else ():  # if tied twice the same
+        part.weight.data = tensors.with_mean_rows(part.weight.data, new_rows)
+    return model
 
 
 def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:

@@ -77,12 +77,13 @@ def to_hf(
 def from_hf(
     folder: Annotated[Path, Argument(help="Hugging Face folder of a Llama")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
+    tokenizer: Annotated[Path | None, Option(help="tokenizer with added tokens, which get rows")] = None,
     verify: Verify = True,
 ) -> None:
     """Write a checkpoint, for any layout, from Hugging Face weights."""
     from megatron_mathcpt.checkpoint.convert import import_from_hf
 
-    _show(out, import_from_hf(folder, out, verify=verify))
+    _show(out, import_from_hf(folder, out, tokenizer, verify=verify))
 
 
 def _show(out: Path, done: "Converted") -> None:

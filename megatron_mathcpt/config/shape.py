@@ -1,7 +1,7 @@
 """The shape of a Llama under Megatron-Core's names, read from and written as a Hugging Face `config.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,12 @@ def read_decoder(folder: Path) -> LlamaShape | None:
         return None
 
 
-def read_hf_eos(folder: Path) -> int | None:
-    """The end-of-sequence token in a Hugging Face folder's `config.json`, the first of several."""
-    found = _read_hf_config(folder).get("eos_token_id")
-    first = found[0] if isinstance(found, list) and found else found  # Llama-3-Instruct has several
-    if first is None or type(first) is int:
-        return first
-    raise ConfigError(f"{folder / 'config.json'}: eos_token_id is {first!r}, no token id")
+def read_hf_bos(folder: Path) -> int | None:
+    """The begin token in a Hugging Face folder's `config.json`."""
+    found = _read_hf_config(folder).get("bos_token_id")
+    if found is None or type(found) is int:
+        return found
+    raise ConfigError(f"{folder / 'config.json'}: bos_token_id is {found!r:.100}, no token id")
 
 
 def _read_hf_config(folder: Path) -> dict[str, Any]:
@@ -165,8 +164,12 @@ def _require(path: Path, wanted: Mapping[str, object], found: Mapping[str, objec
             raise ConfigError(f"{path}: {key} is {found.get(key)!r:.100}; only {value!r} is supported")
 
 
-def hf_config(shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | None) -> dict[str, object]:
+def hf_config(
+    shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | Sequence[int] | None
+) -> dict[str, object]:
     """The `config.json` that makes transformers build `shape` as `LlamaForCausalLM`."""
+    if isinstance(eos_id, Sequence):
+        eos_id = [*eos_id] if len(eos_id) > 1 else next(iter(eos_id), None)
     values = shape.model_dump()
     values |= {"num_query_groups": shape.query_groups, "kv_channels": shape.head_size}
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": shape.rotary_base}

@@ -90,7 +90,7 @@ class QueryExpansion(Section):
 class RetrospectiveEnhancement(Section):
     """A later step inserted early, between two marks; needs no server. `mark` must be a single token."""
 
-    mark: str = Field(default="<|back|>", min_length=2)
+    mark: str = Field(default="<back>", min_length=2)
     samples: int = Field(default=1, gt=0)
 
 

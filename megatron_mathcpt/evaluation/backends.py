@@ -14,10 +14,11 @@ from megatron_mathcpt.checkpoint.convert import hf_fingerprint, own_tokenizer, v
 from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, one_line
-from megatron_mathcpt.evaluation.tokens import end_tokens, load_tokenizer, read_config
+from megatron_mathcpt.evaluation.tokens import load_tokenizer, read_config
 from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_json
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
+from megatron_mathcpt.formats.tokenizer_folder import FILE, begin_token, config_ends, token_text
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -194,10 +195,24 @@ def served_model(name: str, endpoint: str) -> JsonObject:
 def tokenizer_folder(model: str | Path, config: EvaluationConfig) -> Path:
     """The folder of `config.tokenizer`, else of the model's own tokenizer."""
     folder = local_folder(config.tokenizer or model)
-    if config.tokenizer or config.backend != "megatron" or (folder / "config.json").is_file():
+    return folder if config.tokenizer or config.backend != "megatron" else model_tokenizer(folder)
+
+
+def model_tokenizer(folder: Path) -> Path:
+    """The tokenizer's folder of a model folder, a run or a checkpoint."""
+    if (folder / "config.json").is_file():
         return folder
     checkpoint = chosen_checkpoint(folder)
     return own_tokenizer(checkpoint, checkpoint_manifest(checkpoint))
+
+
+def describe_tokenizer(model: str | Path, config: EvaluationConfig) -> JsonObject:
+    """SHA-256 of the tokenizer.json that is used, and the token that it puts before a text, if any."""
+    file = tokenizer_folder(model, config) / FILE
+    if not file.is_file():  # of a served model, or of another kind
+        return {}
+    begin = begin_token(file)
+    return {"tokenizer": hash_file(file), "begin": "" if begin is None else token_text(file, begin)}
 
 
 def load(model: str | Path, config: EvaluationConfig, *, verify: bool = False) -> "TemplateLM":
@@ -254,7 +269,7 @@ def _load_hf(folder: Path, config: EvaluationConfig) -> "TemplateLM":
     only = {"trust_remote_code": False, "use_safetensors": True}
     lm = HfLM(str(folder), device=device, dtype=dtype, batch_size=config.batch_size, **only)
     # The folder's own sampling settings, such as a repetition penalty, would act on greedy answers too.
-    ends = sorted(end_tokens(folder) | {lm.eot_token_id})
+    ends = sorted({*config_ends(folder), lm.eot_token_id})
     cache = None if on_gpu() else "static"  # the growing one is copied at every step: 3 times the time
     lm.model.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=ends[0], cache_implementation=cache
@@ -278,7 +293,7 @@ def _load_vllm(folder: Path, config: EvaluationConfig) -> "TemplateLM":
         @staticmethod
         def modify_gen_kwargs(*settings: object, **more: object) -> tuple[JsonObject, list[str], int]:
             found, until, most = VLLM.modify_gen_kwargs(*settings, **more)
-            ends = {"stop_token_ids": sorted(end_tokens(folder)), "skip_special_tokens": True}
+            ends = {"stop_token_ids": sorted(config_ends(folder)), "skip_special_tokens": True}
             return found | ends, until, most
 
     sizes = {"tensor_parallel_size": config.tensor_model_parallel_size, "batch_size": config.batch_size}

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.backends import fingerprint, load, model_name, resolve
+from megatron_mathcpt.evaluation.backends import describe_tokenizer, fingerprint, load, model_name, resolve
 from megatron_mathcpt.evaluation.tasks import aggregates, prompts, summarize
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
@@ -51,7 +51,11 @@ def evaluate(
             name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()
         }
         results = Results(
-            model=model_name(model), model_fingerprint=identity, tasks=scores, aggregates=aggregates(scores)
+            model=model_name(model),
+            model_fingerprint=identity,
+            **describe_tokenizer(model, config),
+            tasks=scores,
+            aggregates=aggregates(scores),
         )
         if is_first_process():
             evaluation_folder.write_evaluation(out, results, samples, inputs=inputs, config=recorded)

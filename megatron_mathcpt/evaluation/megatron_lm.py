@@ -16,18 +16,29 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.convert import checkpoint_shape, own_tokenizer, verify_exported
+from megatron_mathcpt.checkpoint.convert import (
+    check_same,
+    checkpoint_shape,
+    chosen_tokenizer,
+    verify_exported,
+)
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.evaluation.backends import local_folder
+from megatron_mathcpt.evaluation.backends import local_folder, model_tokenizer
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
-from megatron_mathcpt.evaluation.tokens import OwnTokenizer, end_tokens, load_tokenizer
-from megatron_mathcpt.formats.run_folder import checkpoint_counts, chosen_checkpoint
+from megatron_mathcpt.evaluation.tokens import OwnTokenizer, load_tokenizer
+from megatron_mathcpt.formats.run_folder import (
+    CheckpointCounts,
+    checkpoint_counts,
+    checkpoint_manifest,
+    chosen_checkpoint,
+)
+from megatron_mathcpt.formats.tokenizer_folder import config_ends
 from megatron_mathcpt.model.weights import WeightSource, fill
 
 T = TypeVar("T")
@@ -131,9 +142,10 @@ class MegatronLM(OwnTokenizer, TemplateLM):
     def _load(self, folder: Path) -> None:
         from megatron_mathcpt.model.llama import build_model
 
-        source, shape, own, ends = _open_weights(folder, self.layout, verify=self.options.verify)
-        self.tokenizer = load_tokenizer(local_folder(self.options.tokenizer or own))
-        self._ends = ends | {self.eot_token_id}
+        source, shape, counts = _open_weights(folder, self.layout, verify=self.options.verify)
+        tokenizer = _tokenizer_folder(folder, self.options.tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer)
+        self._ends = {*counts.ends, *config_ends(tokenizer), self.eot_token_id}
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
@@ -245,18 +257,29 @@ class MegatronLM(OwnTokenizer, TemplateLM):
 
 def _open_weights(
     folder: Path, layout: parallel.Layout, *, verify: bool
-) -> tuple[WeightSource, LlamaShape, Path, set[int]]:
-    """Verified weights, shape, tokenizer folder and end tokens of a model folder, a run or a checkpoint."""
+) -> tuple[WeightSource, LlamaShape, CheckpointCounts]:
+    """Verified weights, shape and counts of a model folder, a run or a checkpoint."""
     if (folder / "config.json").is_file():
         verify_exported(folder, full=verify)
         shape = read_hf_shape(folder)
-        return HuggingFaceWeights(folder, shape), shape, folder, end_tokens(folder)
+        counts = CheckpointCounts(step=0, end_ids=config_ends(folder))
+        return HuggingFaceWeights(folder, shape), shape, counts
     checkpoint = chosen_checkpoint(folder)
     manifest = verify_checkpoint(checkpoint, layout, optimizer=False)
     shape = checkpoint_shape(manifest)
-    end = checkpoint_counts(manifest).eos_id
-    tokenizer = own_tokenizer(checkpoint, manifest)
-    return CheckpointWeights(checkpoint, shape), shape, tokenizer, set() if end is None else {end}
+    return CheckpointWeights(checkpoint, shape), shape, checkpoint_counts(manifest)
+
+
+def _tokenizer_folder(folder: Path, given: str | None) -> Path:
+    """The model's own, or the one that is `given`, after comparing it with that."""
+    if not given:
+        return model_tokenizer(folder)
+    found = local_folder(given)
+    if (folder / "config.json").is_file():
+        check_same(found, folder)
+        return found
+    checkpoint = chosen_checkpoint(folder)
+    return chosen_tokenizer(checkpoint, checkpoint_manifest(checkpoint), found)
 
 
 def _start_layout(options: MegatronOptions) -> parallel.Layout:

@@ -20,7 +20,8 @@ from tenacity import retry, stop_after_attempt, wait_exponential
 from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.evaluation.tokens import OwnTokenizer, end_tokens, load_tokenizer, read_config
+from megatron_mathcpt.evaluation.tokens import OwnTokenizer, load_tokenizer, read_config
+from megatron_mathcpt.formats.tokenizer_folder import config_ends
 from megatron_mathcpt.records import JsonObject
 
 S = TypeVar("S")
@@ -151,5 +152,5 @@ def open_server(name: str, served: JsonObject, folder: Path, config: EvaluationC
     )
     lm.tokenizer, lm.at_a_time = tokenizer, config.batch_size
     if served.get("owned_by") in _WITH_DEFAULTS:
-        lm.more = _NEUTRAL | {"stop_token_ids": sorted(end_tokens(folder) | {tokenizer.eos_token_id})}
+        lm.more = _NEUTRAL | {"stop_token_ids": sorted({*config_ends(folder), tokenizer.eos_token_id})}
     return lm

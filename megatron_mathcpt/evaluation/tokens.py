@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 
 class FolderConfig(Row):
-    """What is read of a Hugging Face folder's `config.json` and `generation_config.json`."""
+    """What is read of a Hugging Face folder's `config.json`."""
 
-    eos_token_id: int | tuple[int, ...] | None = None
     max_position_embeddings: int | None = None
     dtype: str | None = None  # transformers 5
     torch_dtype: str | None = None
@@ -101,16 +100,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return found  # type: ignore[no-any-return]
 
 
-def read_config(folder: Path, name: str = "config.json") -> FolderConfig:
+def read_config(folder: Path) -> FolderConfig:
     """An empty one if the file is not there; raises `DataError` for a damaged one."""
-    path = folder / name
+    path = folder / "config.json"
     return read_json(path, FolderConfig, "download it again") if path.is_file() else FolderConfig()
-
-
-def end_tokens(folder: Path) -> set[int]:
-    """Every end token that the two configs of a Hugging Face folder name."""
-    found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        ends = read_config(folder, name).eos_token_id
-        found |= {*(ends if isinstance(ends, tuple) else [] if ends is None else [ends])}
-    return found

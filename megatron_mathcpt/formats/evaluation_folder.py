@@ -132,6 +132,8 @@ class Results(Row):
 
     model: str
     model_fingerprint: str = ""
+    tokenizer: str | None = None  # SHA-256 of its tokenizer.json
+    begin: str | None = None  # the token that begins every prompt, as text; "" for none
     tasks: dict[str, TaskScore]
     aggregates: JsonObject = Field(default_factory=dict)
 
@@ -152,7 +154,8 @@ def write_evaluation(
         write_atomically(samples_path(folder, task), "".join(lines).encode())
     text = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
     write_atomically(folder / RESULTS, text.encode())
-    counts = {"accuracy": {name: score.accuracy for name, score in results.tasks.items()}}
+    counts = results.model_dump(include={"tokenizer", "begin"}, exclude_none=True)
+    counts["accuracy"] = {name: score.accuracy for name, score in results.tasks.items()}
     write_manifest(folder, KIND, inputs=inputs, counts=counts, config=config)
 
 

@@ -52,17 +52,30 @@ class RunCounts(Row):
     skipped_steps: tuple[int, ...] = ()
     tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
     final_validation: dict[str, Loss] | None = None
+    begin: str | None = None  # the token that begins every document, as text; "" for none, None in older ones
 
 
 class CheckpointCounts(RunCounts):
-    """Counts of a checkpoint's manifest, or of a folder converted to Hugging Face's format."""
+    """Counts of a checkpoint's manifest, or of a folder converted to Hugging Face's format.
 
-    eos_id: int | None = None
+    In folders of older versions only `eos_id` is known of the tokenizer.
+    """
+
+    eos_id: int | None = None  # ends every document
+    end_ids: tuple[int, ...] = ()  # at which generation stops: `eos_id`, and what the weights' configs name
+    bos_id: int | None = None
+    tokenizer: str | None = None  # SHA-256 of its tokenizer.json
     guard: JsonObject | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
     weights_only: bool = False
     metrics: str | None = None  # SHA-256 of the run's `metrics.jsonl` up to this step
-    max_abs_logit_difference: float | None = None  # of a converted folder: only this, step and eos_id
+    max_abs_logit_difference: float | None = None  # of a converted folder
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every end token, that of documents first."""
+        first = () if self.eos_id is None else (self.eos_id,)
+        return tuple(dict.fromkeys((*first, *self.end_ids)))
 
 
 class MetricRow(Row):

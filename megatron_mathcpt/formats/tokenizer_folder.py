@@ -7,6 +7,7 @@ have: training, evaluation and export follow that copy.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -102,9 +103,12 @@ def _read_settings(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
-        return decode_object(read_small(path))
+        decode_object(data := read_small(path))
     except DataError as error:
         raise DataError(f"{path}: {error}; give a Hugging Face {path.name}") from error
+    # As Python has it: transformers writes 10^30 for no limit, which would become a string.
+    found: JsonObject = json.loads(data)
+    return found
 
 
 def _name(settings: JsonObject, field: str) -> str | None:
@@ -123,16 +127,42 @@ def _added(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     return found.ids[: text[0]] if text else [], found.ids[text[-1] + 1 :] if text else []
 
 
-def config_ends(folder: Path) -> set[int]:
-    """Every end token that a Hugging Face folder's `config.json` and `generation_config.json` name."""
-    found: set[int] = set()
+def begin_token(path: Path) -> int | None:
+    """The token that the tokenizer at `path` puts before a text, if any."""
+    file = tokenizer_file(path)
+    with suppress(orjson.JSONDecodeError, AttributeError):  # damaged: named below
+        if not orjson.loads(file.read_bytes()).get("post_processor"):  # loading a large one takes a second
+            return None
+    return next(iter(_added(read_tokenizer(file))[0]), None)
+
+
+def named_begin(folder: Path) -> int | None:
+    """The begin token that `tokenizer_config.json` names, whether or not texts begin with it."""
+    name = _name(_read_settings(folder / SETTINGS), "bos_token")
+    file = folder / FILE
+    return read_tokenizer(file).token_to_id(name) if name is not None and file.is_file() else None
+
+
+def ids_of(path: Path) -> int:
+    """How many ids the tokenizer at `path` has, gaps included."""
+    return max(read_tokenizer(tokenizer_file(path)).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def token_text(path: Path, number: int) -> str:
+    """A token as the tokenizer at `path` writes it."""
+    return read_tokenizer(tokenizer_file(path)).id_to_token(number) or f"token {number}"
+
+
+def config_ends(folder: Path) -> tuple[int, ...]:
+    """Every end token of a Hugging Face folder's `config.json`, then those `generation_config.json` adds."""
+    found: list[int] = []
     for name in ("config.json", GENERATION):
         ends = _read_settings(folder / name).get("eos_token_id")
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         if wrong := [end for end in ends if type(end) is not int]:
             raise DataError(f"{folder / name}: eos_token_id has {wrong[0]!r:.100}, no token id")
-        found.update(ends)
-    return found
+        found += ends
+    return tuple(dict.fromkeys(found))
 
 
 def write_tokenizer(path: Path, folder: Path, bos: Bos = "tokenizer", added: Sequence[str] = ()) -> None:
@@ -207,12 +237,14 @@ class TokenizerDifference:
     missing: tuple[str, ...]  # that only the other has
     exchanged: tuple[str, ...]  # of both, with another id
     parts: tuple[str, ...]  # of tokenizer.json, that differ otherwise
-    begin: str = ""
+    begin: str  # what texts begin with, if another
+    sizes: tuple[int, int]  # how many ids this one has, and the other
+    inserted: bool  # whether a new token has an id among the other's
 
     @property
     def extends(self) -> bool:
-        """Whether texts without a token that only one has are the same to both."""
-        return not (self.exchanged or self.parts or self.begin)
+        """Whether texts without a token that only one has are the same to both, but for a begin token."""
+        return not (self.exchanged or self.parts or self.inserted)
 
     def __str__(self) -> str:
         counted = (("only here", self.new), ("only there", self.missing), ("with another id", self.exchanged))
@@ -240,8 +272,10 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
     parts = [name for name in ("normalizer", "pre_tokenizer", "model") if trees[0][name] != trees[1][name]]
     one, two = (_added(loaded)[0] for loaded in pair)
     begin = f"texts begin with {one or 'no token'} here, {two or 'no token'} there" if one != two else ""
+    new = sorted(here.keys() - there.keys(), key=here.__getitem__)
+    size = max(there.values()) + 1
     return TokenizerDifference(
-        new=tuple(repr(token) for token in sorted(here.keys() - there.keys(), key=here.__getitem__)),
+        new=tuple(map(repr, new)),
         missing=tuple(repr(token) for token in sorted(there.keys() - here.keys(), key=there.__getitem__)),
         exchanged=tuple(
             f"{token!r} is {here[token]} here, {there[token]} there"
@@ -250,4 +284,6 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
         ),
         parts=tuple(parts),
         begin=begin,
+        sizes=(max(here.values()) + 1, size),
+        inserted=any(here[token] < size for token in new),
     )

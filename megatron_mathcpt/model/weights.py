@@ -2,6 +2,10 @@
 
 Megatron-Core's `sharded_state_dict` has for each parameter which part of which global tensor it is. A source
 (random, a Hugging Face folder, a checkpoint) reads the global tensor of a key and layer; `fill` slices it.
+
+A token that was added to a tokenizer has no trained row in the weights. Its rows of embedding and head begin
+as the mean of the others', as in transformers' `resize_token_embeddings`, whose noise is left out: the
+embedding is then one of a common token, and its logit the mean of all.
 """
 
 import hashlib
@@ -25,6 +29,7 @@ QKV = f"{LAYERS}self_attention.linear_qkv.weight"
 _E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
 # Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
 _SCALED = (f"{LAYERS}self_attention.linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight")
+_SUMMED_ROWS = 4096
 Sizes = dict[str, tuple[int, ...]]
 
 
@@ -102,6 +107,27 @@ class RandomWeights:
         digest = hashlib.sha256(f"{self._seed}/{key}/{layer}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return torch.empty(size).normal_(0.0, deviation, generator=generator)
+
+
+class ExtendedWeights:
+    """`WeightSource` of another one's tensors, with `rows` of new tokens (see `with_mean_rows`)."""
+
+    def __init__(self, source: WeightSource, rows: range) -> None:
+        self._source, self._rows = source, rows
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        whole = self._source.read(key, layer)
+        return with_mean_rows(whole, self._rows) if key in (EMBEDDING, OUTPUT) else whole
+
+
+def with_mean_rows(whole: torch.Tensor, rows: range) -> torch.Tensor:
+    """`whole` with each of `rows`, appended where there are fewer, the mean of all rows before them."""
+    # Published weights may have spare rows after the tokenizer's, which were never trained.
+    old, spare = whole[: rows.start], whole[rows.stop :]
+    # In fp64, where the order of adding does not matter, and not in one piece: of 128,256 rows it has 4 GB.
+    sums = torch.stack([part.double().sum(0) for part in old.split(_SUMMED_ROWS)])
+    mean = (sums.sum(0) / len(old)).to(whole.dtype)
+    return torch.cat([old, mean.expand(len(rows), -1), spare])
 
 
 def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:

@@ -42,6 +42,11 @@ def tokens(count: float | None, *, tick: bool = False) -> str:
     return f"{count:.0f}"
 
 
+def begin_token(text: str | None) -> str:
+    """The token that texts begin with; none if it is empty, unknown if it is None."""
+    return MISSING if text is None else text or "none"
+
+
 def seconds(value: float) -> str:
     """Format in seconds below two minutes, in minutes below two hours, else in hours."""
     unit, size = ("s", 1) if value < 120 else ("min", 60) if value < 7200 else ("h", 3600)

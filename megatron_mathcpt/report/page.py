@@ -173,7 +173,7 @@ def _fill_template(template: str, **content: Any) -> str:
     loader = PackageLoader("megatron_mathcpt.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
-    names = ("points", "significant", "p_value", "tokens", "seconds", "number")
+    names = ("points", "significant", "p_value", "tokens", "seconds", "number", "begin_token")
     found.filters |= {name: getattr(figures, name) for name in names}
     return found.get_template(template).render(content)
 

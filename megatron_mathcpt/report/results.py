@@ -103,6 +103,8 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
         "steps": counts and counts.steps,
         "consumed_tokens": counts and counts.consumed_tokens,
         "mathematics_tokens": mathematics_tokens,
+        "documents_begin": counts and counts.begin,
+        "prompts_begin": run.prompts_begin,
         "parameters": read_hf_shape(hf).num_parameters() if (hf / "config.json").is_file() else None,
         "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
         "final_validation": {pool: _number(loss) for pool, loss in validation.items()},

@@ -124,10 +124,13 @@ def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[P
     if tokenizer is None:
         return lambda record: -(-len(cpt_text(record).encode()) // BYTES_A_TOKEN)
     loaded = read_tokenizer(Path(tokenizer))
+    loaded.encode_special_tokens = True  # as a corpus build, which splits a special token's string in a text
     # Tokenizers split a string that they do not know; encoding the mark between letters shows it.
     if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
-        problem = f"methods.retrospective_enhancement.mark: {mark!r} is no token of {tokenizer}"
-        raise ConfigError(f"{problem}; add it as a special token when training the tokenizer")
+        problem = f"methods.retrospective_enhancement.mark: {mark!r} is no token of a text to {tokenizer}"
+        raise ConfigError(
+            f"{problem}; name it in the corpus's tokenizer.added_tokens, and that tokenizer here"
+        )
     return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 

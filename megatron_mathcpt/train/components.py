@@ -16,8 +16,14 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.utils import get_model_config
 from torch.optim.optimizer import ParamsT
 
-from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
-from megatron_mathcpt.checkpoint.load import load_state, newest_verified, verify_checkpoint
+from megatron_mathcpt.checkpoint.convert import checkpoint_shape
+from megatron_mathcpt.checkpoint.huggingface import hf_weights
+from megatron_mathcpt.checkpoint.load import (
+    CheckpointWeights,
+    load_state,
+    newest_verified,
+    verify_checkpoint,
+)
 from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.device import on_gpu
@@ -26,7 +32,7 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import Llama, build_model, fuse_weight_gradients, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
-from megatron_mathcpt.model.weights import RandomWeights, fill
+from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
 from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset
@@ -96,7 +102,9 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
         size = f"{inputs.shape.num_parameters():,}"
         logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
-        logger.info("%s: %s", config.name, inputs.mixture)
+        documents = f"documents begin with {inputs.begin or 'no token'}"
+        for line in (inputs.mixture, documents, *inputs.notes):
+            logger.info("%s: %s", config.name, line)
     return TrainState(
         inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver, step=counts.step
     )
@@ -124,10 +132,14 @@ def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> 
     """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or (`init.scratch`) the seed."""
     init = inputs.config.init
     if inputs.checkpoint is not None:
-        verify_checkpoint(inputs.checkpoint, layout, optimizer=init.load_optimizer)
-        load_state(inputs.checkpoint, model, None, layout)
+        manifest = verify_checkpoint(inputs.checkpoint, layout, optimizer=init.load_optimizer)
+        if inputs.new_rows:
+            theirs = CheckpointWeights(inputs.checkpoint, checkpoint_shape(manifest))
+            fill(model, ExtendedWeights(theirs, inputs.new_rows))
+        else:
+            load_state(inputs.checkpoint, model, None, layout)
     elif init.hf is not None:
-        fill(model, HuggingFaceWeights(init.hf, inputs.shape))
+        fill(model, hf_weights(init.hf, inputs.new_rows))
     else:
         fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 

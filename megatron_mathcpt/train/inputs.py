@@ -24,16 +24,16 @@ from megatron_mathcpt.formats.corpus_folder import (
     corpus_counts,
     sft_counts,
 )
-from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
-from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, compare_tokenizers
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, config_ends
+from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.train import identity
 
 # What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
 MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
 _DATA = (".bin", ".idx", ".npy")  # files of a corpus or of packed samples that training reads
-_TOKENIZER = "tokenizer.json"
 # Megatron-Core names the optimizer's state differently with and without it, so neither loads the other's.
 MUST_STAY = "parallel.use_distributed_optimizer"
 
@@ -44,9 +44,27 @@ class Inputs:
 
     config: ExperimentConfig
     fingerprints: dict[str, str]
-    eos_id: int
+    tokenizer: TokenizerCounts  # of the data; its end tokens with those that the weights' configs name
     checkpoint: Path | None
     available: Mapping[str, int] = field(default_factory=dict)  # training tokens of each pool, or of "sft"
+    begin: str = ""  # the token that begins every document, as text
+    new_rows: range = range(0)  # of tokens that the starting weights lack
+    notes: tuple[str, ...] = ()  # for the log: what of the data's tokenizer is not the weights'
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_id
+
+    @property
+    def recorded(self) -> JsonObject:
+        """Of the tokenizer, in the counts of each checkpoint."""
+        known = self.tokenizer
+        return {
+            "eos_id": known.eos_id,
+            "end_ids": known.end_ids,
+            "bos_id": known.bos_id,
+            "tokenizer": known.sha256,
+        }
 
     @property
     def mixture(self) -> str:
@@ -68,7 +86,8 @@ class Inputs:
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights and resolve the config fields that they determine."""
     config, fingerprints, tokenizer, available = _resolve_data(config)
-    checkpoint, shape, weights = None, config.model, config.init.hf
+    checkpoint, shape, weights, recorded = None, config.model, config.init.hf, None
+    ends = tokenizer.ends
     if config.init.checkpoint is not None:
         checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
         manifest = folders.checkpoint_manifest(checkpoint)
@@ -76,26 +95,32 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         fingerprints["checkpoint"] = manifest.fingerprint()
         if config.init.load_optimizer:
             _check_optimizer(config, checkpoint, manifest)
-        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: not comparable
+        counts = folders.checkpoint_counts(manifest)
+        ends, recorded = ends | {*counts.ends}, counts.tokenizer
+        weights = checkpoint / "tokenizer"
+        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: its hash remains
             weights = convert.own_tokenizer(checkpoint, manifest)
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
-    if weights is not None:
-        for data in _folders(config):
-            _check_tokenizer(config, data, weights / _TOKENIZER, "the model's tokenizer")
+        ends |= {*config_ends(config.init.hf)}
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
-    # Published weights may have more rows than their tokenizer has tokens, never fewer.
-    size = tokenizer.vocab_size if shape.vocab_size is None else shape.vocab_size
-    if tokenizer.vocab_size > size:
-        raise DataError(
-            f"{_folders(config)[-1]}: its tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the model's vocabulary {size}; build it with the model's tokenizer"
+    theirs = None if weights is None else identity.of_weights(weights, recorded)
+    checked = [identity.check(config, data, theirs) for data in _folders(config)] if theirs else []
+    rows = identity.new_rows(_folders(config)[-1], tokenizer, shape.vocab_size, theirs)
+    if rows and config.init.load_optimizer:
+        raise ConfigError(
+            f"init.load_optimizer: the optimizer's state of {checkpoint} has no rows for the data's "
+            f"{len(rows)} new tokens; leave it out"
         )
+    size = max(shape.vocab_size or 0, tokenizer.vocab_size)
     resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
-    return Inputs(resolved, fingerprints, tokenizer.eos_id, checkpoint, available)
+    tokenizer = tokenizer.model_copy(update={"end_ids": tuple(sorted(ends))})
+    notes = (*dict.fromkeys(filter(None, checked)), *identity.describe(config, rows))
+    begin = identity.begin_text(config, tokenizer, weights)
+    return Inputs(resolved, fingerprints, tokenizer, checkpoint, available, begin, rows, notes)
 
 
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
@@ -127,22 +152,6 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         )
 
 
-def _check_tokenizer(config: ExperimentConfig, data: Path, theirs: Path, whose: str) -> None:
-    """Refuse data whose ids are other tokens in the file `theirs`, if there is one."""
-    sha256 = TokenizerCounts.model_validate(load_manifest(data, None).counts["tokenizer"]).sha256
-    if not theirs.is_file() or hash_file(theirs) == sha256:
-        return
-    remedy = f"build {data} with {whose}"
-    files = (folder / "tokenizer" / _TOKENIZER for folder in (data, *config.data.corpora))  # `sft` has none
-    ours = next((file for file in files if file.is_file() and hash_file(file) == sha256), None)
-    if ours is None:
-        raise DataError(f"{data}: its tokenizer (sha256 {sha256[:12]}) is not {theirs}; {remedy}")
-    # Other bytes may be the same tokenizer, saved again.
-    differ = compare_tokenizers(ours, theirs)
-    if differ.new or not differ.extends:
-        raise DataError(f"{ours}: this tokenizer differs from {theirs} ({differ}); {remedy}")
-
-
 def _resolve_data(
     config: ExperimentConfig,
 ) -> tuple[ExperimentConfig, dict[str, str], TokenizerCounts, dict[str, int]]:
@@ -154,6 +163,7 @@ def _resolve_data(
             names = (f"corpus {n}" if len(corpora) > 1 else "corpus" for n, _ in enumerate(corpora, 1))
             prints = {name: one.fingerprint() for name, one in zip(names, manifests, strict=True)}
             return config, prints, tokenizer, tokens
+        identity.check(config, config.data.sft, identity.of_corpus(corpora[0]))
     assert config.data.sft is not None
     manifest = load_manifest(config.data.sft, "sft")
     sft, train = sft_counts(manifest), config.train
@@ -184,7 +194,7 @@ def _check_corpora(
         owners |= dict.fromkeys(found, folder)
     first, *others = config.data.corpora
     for folder in others:
-        _check_tokenizer(config, folder, first / "tokenizer" / _TOKENIZER, f"the tokenizer of {first}")
+        identity.check(config, folder, identity.of_corpus(first))
     _check_pools(config, pools, owners)
     tokens = {name: counts.train.tokens for name, counts in pools.items()}
     if config.data.sft is None:

@@ -123,7 +123,7 @@ def describe_samples(state: TrainState, step: int) -> str:
 def save(state: TrainState, *, async_save: bool) -> None:
     """Save a checkpoint of this step, now or in the background of the next steps."""
     run, guard = progress(state).model_dump(exclude_unset=True), state.guard.state.model_dump(mode="json")
-    counts = CheckpointCounts(**run, eos_id=state.inputs.eos_id, guard=guard)
+    counts = CheckpointCounts(**run, **state.inputs.recorded, guard=guard)
     if is_validation_step(state):  # else `losses` are an older step's
         counts = counts.model_copy(update={"validation": state.losses})
     if state.layout.is_writer:
@@ -146,6 +146,7 @@ def progress(state: TrainState) -> RunCounts:
         consumed_samples=state.consumed_samples,
         consumed_tokens=state.step * state.config.train.tokens_per_step,
         skipped_steps=tuple(state.guard.state.skipped),
+        begin=state.inputs.begin,
         tokens_by_source={
             pool: SourceTokens(
                 asked=round(share * budget), seen=seen[pool], available=state.inputs.available.get(pool, 0)
@@ -167,7 +168,8 @@ def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None
     expected, source = init.initial_loss, "init.initial_loss"
     if expected == "transformers":
         assert init.hf is not None
-        expected, source = transformers_loss(init.hf, samples, state.layout, heartbeat), "transformers"
+        rows, source = state.inputs.new_rows, "transformers"
+        expected = transformers_loss(init.hf, rows, samples, state.layout, heartbeat)
     if not abs(loss - expected) <= init.initial_loss_band:  # so that NaN fails too
         raise CheckpointError(
             f"initial loss {loss:.4f} is not within {init.initial_loss_band:g} of {expected:.4f} ({source}); "
@@ -178,9 +180,14 @@ def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None
         logger.info("initial loss of %d samples: %.4f, expected %.4f (%s)", size, loss, expected, source)
 
 
-def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat: Callable[[], None]) -> float:
-    """Loss per token of the Hugging Face weights on `samples`, computed by rank 0; all ranks call it."""
-    reference = _reference(folder, layout.device) if layout.is_writer else None
+def transformers_loss(
+    folder: Path, new_rows: range, samples: Samples, layout: Layout, heartbeat: Callable[[], None]
+) -> float:
+    """Loss per token of the Hugging Face weights on `samples`, computed by rank 0; all ranks call it.
+
+    Its `new_rows`, which the weights lack, are the same means as the run's.
+    """
+    reference = _reference(folder, new_rows, layout.device) if layout.is_writer else None
     total = torch.zeros(2, dtype=torch.float64)
     for index in range(len(samples)):
         sums = torch.zeros(2, dtype=torch.float64, device=layout.device)
@@ -194,11 +201,11 @@ def transformers_loss(folder: Path, samples: Samples, layout: Layout, heartbeat:
     return mean_loss(total.tolist())
 
 
-def _reference(folder: Path, device: torch.device) -> "LlamaForCausalLM":
+def _reference(folder: Path, new_rows: range, device: torch.device) -> "LlamaForCausalLM":
     """Load transformers' Llama into host memory; a layer is on `device`, in fp32, for its forward only."""
     # The run's own model is on it too. One fp32 layer, the activations of one sample and the logits of some
     # positions are 5 GB for Llama-3-8B at 8192 tokens, less than a later training step.
-    model = load_reference(folder, dtype="auto", attn_implementation="sdpa").eval()
+    model = load_reference(folder, new_rows, dtype="auto", attn_implementation="sdpa").eval()
     model.model.rotary_emb.to(device)
     for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
         part.forward = _in_fp32(part, device)(part.forward)

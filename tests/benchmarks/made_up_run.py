@@ -20,6 +20,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.formats.indexed_dataset import Lengths, write_index
 from megatron_mathcpt.formats.manifest import write_manifest
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
 
 ON_GPU = torch.cuda.is_available()
 TRANSFORMER_ENGINE = ON_GPU and find_spec("transformer_engine") is not None
@@ -28,6 +29,7 @@ CHANGES = ("documents", "unfused", "small")
 DOCUMENT_TOKENS = 512
 SMALL = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
 VOCABULARY = 4096  # of a corpus
+TOKENIZER = TokenizerCounts(vocab_size=VOCABULARY, eos_id=0, sha256="none")
 BASE: dict[str, Any] = {
     "name": "benchmark",
     "seed": 1,
@@ -74,8 +76,7 @@ def write_corpus(folder: Path, pools: Iterable[tuple[str, Lengths]], *, drawn: b
                 np.random.default_rng(0).integers(1, VOCABULARY, total, dtype=np.uint16).tofile(file)
             file.truncate(2 * total)
         counts[pool] = {"train": {"tokens": total}, "validation": {"tokens": 0}}
-    tokenizer = {"vocab_size": VOCABULARY, "eos_id": 0, "sha256": "none"}
-    found = {"tokenizer": tokenizer, "pools": counts, "sources": {}}
+    found = {"tokenizer": TOKENIZER.model_dump(), "pools": counts, "sources": {}}
     write_manifest(folder, "corpus", inputs={}, counts=found, config={}, outputs={})
     return folder
 
@@ -149,7 +150,7 @@ def build(config: ExperimentConfig, layout: Any, folder: Path = Path()) -> Any:
     from megatron_mathcpt.train.faults import StepGuard
     from megatron_mathcpt.train.inputs import Inputs
 
-    inputs, documents = Inputs(config, {}, 0, None), config.data.document_attention
+    inputs, documents = Inputs(config, {}, TOKENIZER, None), config.data.document_attention
     torch.manual_seed(1)
     model = build_model(inputs.shape, layout, config.precision, document_attention=documents)
     for chunk in model:

@@ -1,10 +1,12 @@
 """Hugging Face to checkpoint and back, bit for bit, for the published shapes and both ways of tying."""
 
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,14 @@ from megatron_mathcpt.checkpoint.huggingface import pack, write_hf_folder
 from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
-from megatron_mathcpt.formats.manifest import write_manifest
-from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_path
+from megatron_mathcpt.formats.files import hash_file
+from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
+from megatron_mathcpt.formats.run_folder import (
+    CheckpointCounts,
+    checkpoint_counts,
+    checkpoint_manifest,
+    checkpoint_path,
+)
 from megatron_mathcpt.model.weights import QKV, RandomWeights
 from tests.support.llama_shapes import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
@@ -43,6 +51,47 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtyp
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes(), file
     assert max(there.max_abs_logit_difference, back.max_abs_logit_difference) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ([1, 4], None, [1, 4]),
+        ([4, 1], {"eos_token_id": [1, 4], "temperature": 0.6}, [4, 1]),  # that of documents first
+        (1, {"eos_token_id": [1, 4], "temperature": 0.6}, [1, 4]),
+        (1, {"eos_token_id": 1}, 1),
+    ],
+)
+def test_all_end_tokens_and_the_begin_token_are_there_after_both_ways(
+    tmp_path: Path, config: Any, generation: Any, expected: Any
+) -> None:
+    """C5: and the chat template, which transformers 5 writes to a file of its own."""
+    source = make_folder(tmp_path / "hf", LLAMA2)
+    tree = json.loads((source / "config.json").read_text()) | {"eos_token_id": config, "bos_token_id": 0}
+    (source / "config.json").write_text(json.dumps(tree))
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    if generation:
+        (source / "generation_config.json").write_text(json.dumps(generation))
+    import_from_hf(source, tmp_path / "checkpoint", verify=False)
+    counts = checkpoint_counts(checkpoint_manifest(tmp_path / "checkpoint"))
+    assert [*counts.ends] == (expected if isinstance(expected, list) else [expected])
+    assert (counts.bos_id, counts.tokenizer) == (0, hash_file(source / "tokenizer.json"))
+    back = tmp_path / "back"
+    export_to_hf(tmp_path / "checkpoint", back, verify=False)
+    found = json.loads((back / "config.json").read_text())
+    assert (found["eos_token_id"], found["bos_token_id"]) == (expected, 0)
+    assert (back / "chat_template.jinja").read_text() == "{{ messages }}"
+    if generation or isinstance(expected, list):
+        assert json.loads((back / "generation_config.json").read_text()) == {
+            **(generation or {}),
+            "eos_token_id": expected,
+        }
+    assert "chat_template.jinja" in load_manifest(back, "hf").outputs
+
+
+def test_a_checkpoint_of_an_older_version_has_one_end_token() -> None:
+    assert CheckpointCounts(step=1, eos_id=3).ends == (3,)
+    assert CheckpointCounts(step=1).ends == ()
 
 
 def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.shape import hf_config, read_hf_eos, read_hf_shape
+from megatron_mathcpt.config.shape import hf_config, read_hf_bos, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.formats.tokenizer_folder import config_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
@@ -170,7 +171,7 @@ def test_any_damage_of_a_config_json_is_one_kind_of_error(tmp_path: Path) -> Non
         contents.append(bytes(bad))
     for content in contents:
         (tmp_path / "config.json").write_bytes(content)
-        for read in (read_hf_shape, read_hf_eos):
+        for read in (read_hf_shape, read_hf_bos, config_ends):
             with suppress(MathCptError):
                 read(tmp_path)
 

@@ -109,13 +109,13 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_added_tokens_are_one_token_anywhere(tmp_path: Path) -> None:
-    info = train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<|back|>"])
+    info = train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<back>"])
     assert info.vocab_size == 300
     encoder, _ = load_encoder(tmp_path, "text")
-    ids, lengths = encoder.encode(["fox<|back|>fox", "<|end_of_text|>"])
+    ids, lengths = encoder.encode(["fox<back>fox", "<|end_of_text|>"])
     assert list(ids[: lengths[0]]).count(299) == 1
     assert info.eos_id not in ids
-    assert ReferenceEncoder(tmp_path, "text").tokenizer.decode(list(ids[: lengths[0]])) == "fox<|back|>fox"
+    assert ReferenceEncoder(tmp_path, "text").tokenizer.decode(list(ids[: lengths[0]])) == "fox<back>fox"
 
 
 @pytest.mark.parametrize("save", [None, save_llama3, save_llama2])

@@ -9,7 +9,12 @@ from transformers import AutoTokenizer
 
 from megatron_mathcpt.data.tokenizer import enclose, load_encoder
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.tokenizer_folder import compare_tokenizers, load_tokenizer, write_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import (
+    begin_token,
+    compare_tokenizers,
+    load_tokenizer,
+    write_tokenizer,
+)
 from tests.support.tokenizers import save_llama2, save_llama3
 
 TEXTS = ["the quick fox", "", "x<back>y <|eot|> 12", "数学题"]
@@ -62,7 +67,10 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
     save(given)
     write_tokenizer(given, tmp_path / "copy", "never", ["<back>", "<b>", "<c>", "<d>"])
     found = compare_tokenizers(tmp_path / "copy", given)
-    assert found.new and not found.missing and not found.extends  # as it begins no text
+    assert found.new and not found.missing and found.extends and found.begin
+    size = load_tokenizer(given)[1].vocab_size
+    assert (found.sizes, found.inserted) == ((size + 4, size), False)
+    assert (begin_token(given), begin_token(tmp_path / "copy")) == (load_tokenizer(given)[1].bos_id, None)
     assert str(found).startswith(
         "4 tokens only here ('<back>', '<b>', '<c>', ...); texts begin with no token here, ["
     )
@@ -84,6 +92,21 @@ def test_differences_are_named(tmp_path: Path, save: Save) -> None:
         f"{names[1]!r} is {two} here, {one} there)"
     )
     assert not found.extends
+
+
+def test_settings_that_a_copy_changes_are_still_those_of_transformers(tmp_path: Path) -> None:
+    """It writes 10^30 where there is no limit of length: more than 64 bits."""
+    transformers = pytest.importorskip("transformers")
+    save_llama3(tmp_path / "given")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "given").save_pretrained(tmp_path / "saved")
+    assert "1000000000000000019884624838656" in (tmp_path / "saved" / "tokenizer_config.json").read_text()
+    write_tokenizer(tmp_path / "saved", tmp_path / "copy", "never", ["<back>"])
+    copy = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert (
+        copy.model_max_length
+        == transformers.AutoTokenizer.from_pretrained(tmp_path / "given").model_max_length
+    )
+    assert len(copy("a<back>b").input_ids) == 3
 
 
 def test_all_end_tokens_of_the_configs_are_known_and_kept(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def page(results: Path) -> str:
     return (results / "report" / "index.html").read_text(encoding="utf-8")
 
 
+def test_the_begin_token_of_documents_and_another_of_prompts_are_shown(page: str) -> None:
+    cells = re.findall(r'class="text">(&lt;\|begin_of_text\|&gt;.*?|none|–)</td>', page)
+    shown = "&lt;|begin_of_text|&gt;"
+    assert cells == [shown, shown, f"{shown}<br><small>prompts: none</small>"]  # base, base1, base2
+
+
 def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, page: str) -> None:
     checker = Checker()
     checker.feed(page)

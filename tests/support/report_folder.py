@@ -16,6 +16,7 @@ from tests.support.json_lines import write_json_lines
 # Items that only base2 answers, only base1, both, none. One-sided 9:1 gives p = 2 (1 + 10) / 2^10 = 0.0215.
 EN = {"only_second": 9, "only_first": 1, "both": 3, "neither": 7}
 ZH = {"only_second": 3, "only_first": 3, "both": 2, "neither": 12}
+BEGIN = "<|begin_of_text|>"  # of every document
 POOLS = ("general", "math_corpus", "problem_solving")
 
 
@@ -45,6 +46,7 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
         **{"step": steps, "steps": steps, "consumed_samples": 8 * steps, "consumed_tokens": 1000 * steps},
         tokens_by_source={"general": general, "math_corpus": mathematics},
         final_validation={pool: 2.5 for pool in POOLS},
+        begin=BEGIN,
     )
     return write_manifest(folder, "run", inputs=inputs, counts=counts.model_dump(), config={})
 
@@ -88,7 +90,8 @@ def write_evaluation(
             )
             for item, ok in enumerate(right)
         ]
-    results, inputs = Results(model=name, tasks=scores), {"hf": converted.fingerprint()}
+    begin = {"base1": BEGIN, "base2": ""}.get(name)
+    results, inputs = Results(model=name, begin=begin, tasks=scores), {"hf": converted.fingerprint()}
     evaluation_folder.write_evaluation(folder, results, samples, inputs=inputs, config={})
 
 

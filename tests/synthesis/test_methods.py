@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import AddedToken, Tokenizer, models, trainers
 
 from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
@@ -233,10 +233,10 @@ def detour(solution: str, number: int = 0, run_seed: int = 1) -> Outcome:
 
 def test_the_only_detour_of_three_steps() -> None:
     (record,) = detour("A = 1\nB = 2\nC = 3").records
-    assert record.solution == "A = 1<|back|>C = 3<|back|>\nB = 2\nC = 3"
+    assert record.solution == "A = 1<back>C = 3<back>\nB = 2\nC = 3"
     assert record.steps == 3
     assert detour("A\nB").reason == "too few steps"
-    assert detour("A\nB<|back|>\nC").reason == "seed contains the mark"
+    assert detour("A\nB<back>\nC").reason == "seed contains the mark"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_steps_are_lines_or_else_sentences(text: str, steps: list[str]) -> None:
 def test_the_detour_is_a_later_step_and_can_be_removed(lines: list[str], number: int) -> None:
     text = "\n".join(lines)
     (record,) = detour(text, number).records
-    before, pasted, after = record.solution.split("<|back|>")
+    before, pasted, after = record.solution.split("<back>")
     assert before + after == text
     assert pasted in lines[before.count("\n") + 2 :]  # not the step that is next anyway
 
@@ -270,11 +270,15 @@ def test_positions_depend_on_seed_id_and_run_seed_alone() -> None:
 
 def test_the_mark_must_be_a_token_of_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<|back|>"]))
+    tokenizer.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<|other|>"]))
+    tokenizer.add_tokens([AddedToken("<back>", special=False, normalized=False)])
     tokenizer.save(path := str(tmp_path / "t.json"))
-    token_counter(path, "<|back|>")
-    with pytest.raises(ConfigError, match="no token"):
-        token_counter(path, "<|other|>")
+    count = token_counter(path, "<back>")
+    plain, marked = (Problem(id="1", question="a", solution=f"b{m}a{m}b", answer="b") for m in ("", "<back>"))
+    assert count(marked) - count(plain) == 2
+    for mark in ("<|none|>", "<|other|>"):  # a special token's string is text to a build
+        with pytest.raises(ConfigError, match=r"no token of a text to .*; name it in .*added_tokens"):
+            token_counter(path, mark)
 
 
 def test_tags_are_found_in_any_spelling_but_not_in_plain_text() -> None:

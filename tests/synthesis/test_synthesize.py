@@ -261,7 +261,7 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
     assert 0.3 * count < len(records["tutorship_amplification"]) < 0.7 * count
     several = sum(len(seed.solution.splitlines()) > 2 for seed in seeds.values())
     assert len(records["retrospective_enhancement"]) == 2 * several
-    assert all(record.solution.count("<|back|>") == 2 for record in records["retrospective_enhancement"])
+    assert all(record.solution.count("<back>") == 2 for record in records["retrospective_enhancement"])
     for record in records["tutorship_amplification"]:
         attempt = extract_answer(record.solution.splitlines()[-1], record.language)
         assert record.answer == seeds[record.question].answer
