@@ -87,7 +87,8 @@ def pack_documents(documents: torch.Tensor, size: int = 1, rank: int = 0) -> Doc
     starts: list[int] = new.flatten().nonzero().flatten().tolist()
     if size == 1:  # one span; else each of the rank's two chunks of each sample
         return Documents(length, [_span(starts, 0, samples * length, 0)], None)
-    count = length // (2 * size)
+    count, rest = divmod(length, 2 * size)
+    assert not rest, f"{length} tokens over {size} context-parallel ranks"
     begins = [row * length + place * count for row in range(samples) for place in (rank, 2 * size - 1 - rank)]
     spans = (_span(starts, begin, count, index * count) for index, begin in enumerate(begins))
     order = torch.cat([context_positions(length, size, other) for other in range(size)]).argsort()
