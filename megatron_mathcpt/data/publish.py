@@ -39,11 +39,11 @@ from megatron_mathcpt.data.prepare import (
     stamp,
     write_counts,
 )
-from megatron_mathcpt.data.tokenizer import Encoder, EngineName, Literals
+from megatron_mathcpt.data.tokenizer import Encoder, Literals
 from megatron_mathcpt.data.words import Hashes, batches, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
-from megatron_mathcpt.formats.files import atomic_writer, hash_file, join_files, read_lines, write_atomically
+from megatron_mathcpt.formats.files import Row, atomic_writer, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
@@ -62,6 +62,7 @@ OVER_BUDGET = 4  # a decision, if it is not the number of a split (train is KEPT
 REASONS = {**DUPLICATES, OVER_BUDGET: "over_budget"}
 _FEWEST_COUNTED, _STANDARD_ERROR = 1000, 0.001  # documents, and of the tokens of a budget
 _ORIGINALS, _ENCODING = 1 << 16, 64 << 20  # read at once; bytes that encoding a batch takes
+_CHOSEN = "encoder.json"  # in the work folder
 _log = get_logger(__name__)
 
 
@@ -73,7 +74,10 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
         check_inputs(config, inputs)
     else:
         _train_tokenizer(works, config, folder)
-    encoder, info = _encoder(works, settings, folder)
+    sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
+    encoder, info = tokenizer.load_encoder(folder, settings.special_literals, settings.engine, sample)
+    chosen = _Chosen(engine=encoder.name, info=info)
+    write_atomically(works[0].root / _CHOSEN, chosen.model_dump_json().encode())
     token = read_tokenizer(folder / FILE).id_to_token
     begin = "no token" if info.bos_id is None else token(info.bos_id)
     size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
@@ -245,20 +249,25 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     write_counts(out, counts | {"dropped": {reason: count for reason, count in lost.items() if count}})
 
 
+class _Chosen(Row):
+    """What `make_tokenizer` has found, for all shards: a process of each need not compare engines again."""
+
+    engine: str
+    info: TokenizerCounts
+
+
 def _encoder(
     works: Sequence[ShardWork], settings: Tokenizer, folder: Path
 ) -> tuple[Encoder, TokenizerCounts]:
-    # The sample is the same for every shard, so that all are tokenized by the same engine.
-    sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
-    sha256 = hash_file(folder / FILE)
-    return _load_encoder(sha256, folder, settings.special_literals, settings.engine, sample)
+    if not (chosen := works[0].root / _CHOSEN).is_file():  # of a build that an older version began
+        raise DataError(f"{chosen}: not found; remove {chosen.parent} and build again")
+    return _open_encoder(chosen.read_bytes(), folder, settings.special_literals)
 
 
-@lru_cache(maxsize=1)  # once for all shards of a process; `sha256` is of the tokenizer, part of the key
-def _load_encoder(
-    sha256: str, folder: Path, literals: Literals, engine: EngineName, sample: tuple[str, ...]
-) -> tuple[Encoder, TokenizerCounts]:
-    return tokenizer.load_encoder(folder, literals, engine, sample)
+@lru_cache(maxsize=1)  # once for all shards of a process
+def _open_encoder(chosen: bytes, folder: Path, literals: Literals) -> tuple[Encoder, TokenizerCounts]:
+    found = _Chosen.model_validate_json(chosen)
+    return tokenizer.open_encoder(folder, literals, found.engine), found.info
 
 
 def _originals(works: Sequence[ShardWork], firsts: Array) -> Iterator[JsonObject]:

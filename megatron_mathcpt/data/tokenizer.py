@@ -177,13 +177,12 @@ def load_encoder(
 ) -> tuple[Encoder, TokenizerCounts]:
     """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
-    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
-    added = [token["content"] for token in tree.get("added_tokens", []) if not token.get("special")]
+    added = [one["content"] for one in _tree(folder).get("added_tokens", []) if not one.get("special")]
     texts = (*PROBE, *(f"a{token}b {token} 1{token}\n{token}" for token in added), *sample)
     wanted = reference.encode(texts)  # a tokenizer that cannot encode is refused before the input is read
     if engine == "tokenizers":
         return reference, reference.info
-    fast = _load_fast(tree, literals, texts, wanted)
+    fast = _load_fast(folder, literals, texts, wanted)
     if not isinstance(fast, str):
         return fast, reference.info
     if engine == "gigatoken":
@@ -192,18 +191,31 @@ def load_encoder(
     return reference, reference.info
 
 
-def _load_fast(
-    tree: JsonObject, literals: Literals, texts: Sequence[str], wanted: tuple[Tokens, Lengths]
-) -> Encoder | str:
-    """gigatoken's encoder of a tokenizer.json, or the reason why it cannot be used."""
-    if find_spec("gigatoken") is None:
-        return "is not installed"
+def open_encoder(folder: Path, literals: Literals, engine: str) -> Encoder:
+    """The encoder of this name, which `load_encoder` has chosen; without comparing the two again."""
+    if engine == ReferenceEncoder.name:
+        return ReferenceEncoder(folder, literals)
+    tree = _tree(folder)
     if literals == "text":
         # Without special tokens, so that their literals in a text are text.
         ordinary = [token for token in tree.get("added_tokens", []) if not token.get("special")]
         tree = tree | {"added_tokens": ordinary, "post_processor": None}
+    return GigatokenEncoder(orjson.dumps(tree).decode())
+
+
+def _tree(folder: Path) -> JsonObject:
+    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
+    return tree
+
+
+def _load_fast(
+    folder: Path, literals: Literals, texts: Sequence[str], wanted: tuple[Tokens, Lengths]
+) -> Encoder | str:
+    """gigatoken's encoder, or the reason why it cannot be used."""
+    if find_spec("gigatoken") is None:
+        return "is not installed"
     try:
-        fast = GigatokenEncoder(orjson.dumps(tree).decode())
+        fast = open_encoder(folder, literals, GigatokenEncoder.name)
         found = fast.encode(texts)
     # What it raises for tokenizers that it does not support has no common type.
     except (ImportError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:

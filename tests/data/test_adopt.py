@@ -82,7 +82,7 @@ def test_a_folder_of_pairs_is_inspected_and_traced(tmp_path: Path, adopt: Callab
     assert "Page" in command("inspect", "page", out, "--out", tmp_path / "page.html")
     with pytest.raises(MathCptError, match="neither kept nor dropped"):
         command("inspect", "trace", out, "web:9")
-    with pytest.raises(MathCptError, match="no problem records to pack"):
+    with pytest.raises(MathCptError, match="no records to pack"):
         command("pack-sft", out, "a", "--seq-length", 8, "--out", tmp_path / "sft")
 
 
