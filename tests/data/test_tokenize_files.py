@@ -136,7 +136,7 @@ def test_a_big_file_is_read_in_parts_with_its_line_numbers_and_progress(
     tokenize(file, *words, tmp_path / "whole")
     monkeypatch.setattr(reading, "_PART_BYTES", 30_000)
     assert len(reading.list_inputs([str(file)])) > 5
-    logging.getLogger("megatron_mathcpt").propagate = True
+    monkeypatch.setattr(logging.getLogger("megatron_mathcpt"), "propagate", True)
     caplog.set_level("INFO")
     tokenize(file, *words, tmp_path / "parts")
     assert both(tmp_path / "whole") == both(tmp_path / "parts")
