@@ -18,7 +18,7 @@ from megatron_mathcpt.checkpoint.huggingface import hf_weights, load_reference, 
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.data.pack_sft import pack_pool
+from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_counts, checkpoint_manifest, chosen_checkpoint
@@ -202,7 +202,7 @@ def test_a_begin_token_is_left_out_on_purpose_only(config_of: ConfigOf, tmp_path
         resolve_inputs(tree)
     # Packed samples have their corpus's.
     for corpus, begins in ((usual, BOS), (never, "")):
-        pack_pool(corpus, "problem_solving", tmp_path / f"sft{begins}", 64)
+        pack_pool(corpus, "problem_solving", tmp_path / f"sft{begins}", Packing(64))
         named = starting(corpus, sft=str(tmp_path / f"sft{begins}"), blend={})
         assert resolve_inputs(named).begin == begins
     with pytest.raises(DataError, match=r"/sft: its tokenizer \(sha256 \w{12}\) is not .*usual/tokenizer"):
