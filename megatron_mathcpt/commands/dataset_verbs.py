@@ -28,7 +28,12 @@ class Tokenizing:
         Option("--field", "--json-keys", help="key of the text (default: text); may be repeated"),
     ] = None
     bos: Annotated[Bos, Option(help="begin documents as the tokenizer does, always, or never")] = "tokenizer"
-    special_literals: Annotated[Literals, Option(help="how to tokenize a special token's string")] = "text"
+    special_literals: Annotated[
+        Literals | None,
+        Option(
+            help="how to tokenize a special token's string: text with --out, control with --output-prefix"
+        ),
+    ] = None
     engine: Annotated[Engine, Option(help="tokenizer library; all give the same tokens")] = "auto"
     workers: Annotated[int | None, Option(min=1, help="threads of the library (default: all cores)")] = None
     input: Annotated[list[str] | None, Option(help="as Megatron-LM's: files; may be repeated")] = None
@@ -78,8 +83,8 @@ def tokenize(
     if settings.workers:  # read when the libraries start their threads
         os.environ |= {"RAYON_NUM_THREADS": str(settings.workers), "RAYON_RS_NUM_CPUS": str(settings.workers)}
     end = settings.append_eod or settings.out is not None
-    literals, engine = settings.special_literals, settings.engine
-    how = Tokenization(settings.tokenizer, settings.bos, end, literals, engine)
+    literals: Literals = settings.special_literals or ("control" if settings.out is None else "text")
+    how = Tokenization(settings.tokenizer, settings.bos, end, literals, settings.engine)
     for prefix, found in tokenize_files(paths, outputs, how).items():
         echo(f"{prefix}: {found}")
 

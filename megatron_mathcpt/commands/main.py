@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from megatron_mathcpt.errors import ConfigError, run_command
+from megatron_mathcpt.errors import EXIT_BAD_INPUT, ConfigError, run_command
 
 Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
@@ -136,7 +136,9 @@ def main(*verb: str) -> None:
 
 def _run(words: list[str]) -> None:
     try:
-        build_app()(words, prog_name="mathcpt")
+        status = build_app()(words, prog_name="mathcpt", standalone_mode=False)
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
@@ -144,3 +146,14 @@ def _run(words: list[str]) -> None:
             raise
         install = f"pip install 'megatron_mathcpt[{extra}]'"
         raise ConfigError(f"{package}: not installed; run {install}") from error
+    except Exception as error:
+        # typer's class of a wrong command line is private, but not what it says. Without any word it is help.
+        if not hasattr(error, "format_message"):
+            raise
+        if (said := str(error.format_message())).startswith("Usage: "):
+            sys.stderr.write(f"{said}\n")
+            sys.exit(EXIT_BAD_INPUT)
+        command = getattr(getattr(error, "ctx", None), "command_path", "mathcpt")
+        raise ConfigError(f"{command}: {said.rstrip('.')}; see {command} --help") from error
+    if isinstance(status, int):  # of an `Exit`
+        sys.exit(status)

@@ -72,7 +72,7 @@ def test_megatrons_command_writes_megatrons_bytes(
     loaded = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     words = ("--input", tmp_path / "in.jsonl", "--json-keys", "text", "title", "--workers", 2)
     words += ("--output-prefix", tmp_path / "ours", "--tokenizer-type", "HuggingFaceTokenizer")
-    words += ("--tokenizer-model", tmp_path / "tokenizer", "--special-literals", "control")
+    words += ("--tokenizer-model", tmp_path / "tokenizer")
     said = tokenize(*words, *(["--append-eod"] if eod else []))
     for key in ("text", "title"):
         theirs = tmp_path / f"theirs_{key}_document"
