@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 SECTIONS = "blend.yaml"
 _MARKER = "adopted corpus"  # kind of a folder that is not finished
 _POOL = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # of YAML
 # Of Megatron-LM's --per-split-data-args-path.
 _LISTS = {"train": SPLITS[TRAIN], "valid": SPLITS[VALIDATION], "test": None}
 _SHOWN_TOKENS, _SHOWN_CHARACTERS = 64, 120
@@ -108,15 +109,8 @@ def listed_pairs(file: Path) -> tuple[list[Pair], dict[str, float]]:
 
     Pools are named after their prefixes; a prefix that is there twice has the sum of its weights.
     """
-    data = read_small(file)
-    try:
-        lists: JsonObject = {"train": data.decode().split()}
-        if data.lstrip()[:1] == b"{":
-            lists = decode_object(data)
-    except (DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a list of prefixes ({error})") from error
     pairs, weights = dict[tuple[str, str], Pair](), dict[str, float]()
-    for key, words in lists.items():
+    for key, words in _read_lists(file).items():
         if key not in _LISTS or not isinstance(words, list):
             raise DataError(f"{file}: '{key}' is not one of the lists train, valid and test")
         if (split := _LISTS[key]) is None:
@@ -131,7 +125,21 @@ def listed_pairs(file: Path) -> tuple[list[Pair], dict[str, float]]:
                 raise DataError(f"{file}: {both} have one name; rename one, or give POOL=PREFIX")
             if weight is not None and split == SPLITS[TRAIN]:
                 weights[pair.pool] = weights.get(pair.pool, 0.0) + weight
+    if not pairs:
+        raise DataError(f"{file}: names no prefix to train or validate on")
     return [*pairs.values()], weights
+
+
+def _read_lists(file: Path) -> JsonObject:
+    """The words of each split, as Megatron-LM reads them: a text is a list too, and null an empty one."""
+    data = read_small(file)
+    try:
+        if data.lstrip()[:1] != b"{":
+            return {"train": data.decode().split()}
+        lists = {key: [] if value is None else value for key, value in decode_object(data).items()}
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a list of prefixes ({error})") from error
+    return {key: value.split() if isinstance(value, str) else value for key, value in lists.items()}
 
 
 def _weighted(file: Path, words: Sequence[str]) -> Iterator[tuple[str, float | None]]:
@@ -246,10 +254,15 @@ def _notes(one: Checked, known: _Known) -> Iterator[str]:
 
 def _sections(pairs: Sequence[Checked], weights: Mapping[str, float], out: Path) -> str:
     total = sum(weights.values())
-    shares = [f"    {pool}: {weight / total:.6g}" for pool, weight in weights.items() if weight]
-    sets = [one.pair.pool for one in pairs if one.pair.split != SPLITS[TRAIN]]
+    shares = [f"    {_name(pool)}: {weight / total:.6g}" for pool, weight in weights.items() if weight]
+    sets = [_name(one.pair.pool) for one in pairs if one.pair.split != SPLITS[TRAIN]]
     lines = ["data:", f"  corpus: {orjson.dumps(str(out.absolute())).decode()}", "  blend:", *shares]
     return "\n".join([*lines, "validation:", f"  sets: [{', '.join(sets)}]", ""])
+
+
+def _name(pool: str) -> str:
+    """A pool in YAML, where some names without quotes are a number, true, or nothing."""
+    return pool if _POOL.fullmatch(pool) and pool.lower() not in _WORDS else orjson.dumps(pool).decode()
 
 
 def _write(adopted: Adopted, tokenizer: Path, info: TokenizerCounts, out: Path) -> None:

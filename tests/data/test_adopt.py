@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.main import build_app
@@ -166,10 +167,12 @@ def test_an_original_that_changes_later_is_named(tmp_path: Path, adopt: Callable
 def test_lists_of_megatron_lm_name_pools_and_give_shares(tmp_path: Path, adopt: Callable[..., str]) -> None:
     one, two = write_pair(tmp_path / "x" / "a.b", DOCUMENTS), write_pair(tmp_path / "x" / "c", DOCUMENTS[:3])
     lists = {"train": [30, str(one), "10", str(two)], "valid": [str(two)], "test": [str(one)]}
+    texts = {"train": f"3 {one} 1 {two}", "valid": str(two), "test": None}
     for name, text, shares, sets in (
         ("weighted", f"3 {one}\n 0.5 {two} .5 {two}.bin\n", "a_b: 0.75\n    c: 0.25", ""),
         ("plain", f"{one} {two}", "a_b: 0.75\n    c: 0.25", ""),
         ("splits", json.dumps(lists), "a_b: 0.75\n    c: 0.25", "c"),
+        ("texts", json.dumps(texts), "a_b: 0.75\n    c: 0.25", "c"),
     ):
         (tmp_path / name).write_text(text)
         said = adopt("--blend-file", tmp_path / name)
@@ -182,6 +185,14 @@ def test_lists_of_megatron_lm_name_pools_and_give_shares(tmp_path: Path, adopt: 
         shutil.rmtree(tmp_path / "out")
 
 
+def test_a_pool_that_is_a_number_or_word_of_yaml_is_quoted(tmp_path: Path, adopt: Callable[..., str]) -> None:
+    prefixes = [str(write_pair(tmp_path / name, DOCUMENTS)) for name in ("2024", "true", "web-1")]
+    (tmp_path / "list").write_text(json.dumps({"train": prefixes, "valid": prefixes}))
+    adopt("--blend-file", tmp_path / "list")
+    sections = YAML(typ="safe").load(tmp_path / "out" / "blend.yaml")
+    assert [*sections["data"]["blend"]] == sections["validation"]["sets"] == ["2024", "true", "web-1"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -191,7 +202,9 @@ def test_lists_of_megatron_lm_name_pools_and_give_shares(tmp_path: Path, adopt: 
         ("0 a 1 b", "weight 0 of a: give one above 0"),
         ("nan a 1 b", "weight nan of a"),
         ("x/a y/a", "x/a and .*y/a have one name; rename one, or give POOL=PREFIX"),
-        ('{"train": "a"}', "'train' is not one of the lists"),
+        ('{"train": 5}', "'train' is not one of the lists"),
+        ("\n", "names no prefix"),
+        ('{"train": [], "valid": null}', "names no prefix"),
         ('{"tran": ["a"]}', "'tran' is not one of the lists train, valid and test"),
         ('{"train": ["a"]', "not a list of prefixes"),
     ],
