@@ -54,7 +54,7 @@ class ChatTemplate:
     def __init__(self, folder: Path, roles: frozenset[str]) -> None:
         file, alone = folder / "tokenizer_config.json", folder / "chat_template.jinja"
         settings = decode_object(read_small(file)) if file.is_file() else {}
-        source = read_small(alone).decode() if alone.is_file() else _default(settings.get("chat_template"))
+        source = _read_text(alone) if alone.is_file() else _default(settings.get("chat_template"))
         if not source:
             remedy = f"add chat_template to the tokenizer's {file.name} and build the corpus again"
             raise DataError(f"{folder}: its tokenizer has no chat template, and the pool has chats; {remedy}")
@@ -69,7 +69,7 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise DataError(f"{folder}: chat template, line {error.lineno}: {error.message}") from error
         named = {name: value for name, value in settings.items() if name.endswith("_token")}
-        contents = {name: v["content"] if isinstance(v, dict) else v for name, v in named.items()}
+        contents = {name: v.get("content") if isinstance(v, dict) else v for name, v in named.items()}
         self._tokens = {name: value for name, value in contents.items() if isinstance(value, str)}
         self._folder, self._roles = folder, roles
 
@@ -78,7 +78,7 @@ class ChatTemplate:
         given: JsonObject = {"messages": messages, "tools": None, "documents": None}
         try:
             return self._template.render(**given, add_generation_prompt=answer, **self._tokens)
-        except _REFUSALS as error:
+        except (*_REFUSALS, RecursionError) as error:
             raise RefusedChat(one_line(str(error))) from error
 
     def render_trained(self, messages: list[JsonObject]) -> RenderedChat:
@@ -103,6 +103,13 @@ class ChatTemplate:
                 raise DataError(f"{self._folder}: chat template: {found}; give one that only appends turns")
             trained.append((len(header), len(said)))
         return RenderedChat(text, trained)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return read_small(file).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def _default(found: object) -> str:

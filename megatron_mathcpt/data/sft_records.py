@@ -211,7 +211,8 @@ class SftRecords:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        special = [token.content for token in self._spans.added.values() if token.special]
+        tokens = [token.content for token in self._spans.added.values() if token.special]
+        special = [orjson.dumps(token).decode()[1:-1] for token in tokens]  # as in the messages' JSON
         return re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     @cached_property

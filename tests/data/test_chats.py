@@ -158,6 +158,34 @@ def test_what_is_no_chat_of_the_template_is_counted(tmp_path: Path) -> None:
     assert (counts["documents"], counts["records"]) == (6, 3)
 
 
+@pytest.mark.parametrize("token", ['<|"|>', "<\\s>", "<\n>"])
+def test_a_special_token_is_found_however_json_writes_it(tmp_path: Path, token: str) -> None:
+    def save(place: Path) -> None:
+        save_llama3(place)
+        tokenizer = load_tokenizer(place)[0]
+        tokenizer.add_special_tokens([token])
+        tokenizer.save(str(place / "tokenizer.json"))
+
+    chats = [*CHATS, [("user", f"say {token} now"), ("assistant", "b")]]
+    corpus = chat_corpus(tmp_path / "corpus", save, TURNS, chats)
+    counts = pack_pool(corpus, POOL, tmp_path / "sft", Packing(512)).counts
+    assert (counts["records"], counts["dropped_special_token"]) == (3, 1)
+
+
+def test_a_template_that_is_no_text_or_calls_itself_is_refused(tmp_path: Path) -> None:
+    corpus = chat_corpus(tmp_path / "corpus", save_llama3, TURNS, CHATS[:1])
+    template = corpus / "tokenizer" / "chat_template.jinja"
+    for content, message in (
+        (b"\xff", "chat_template.jinja: not valid UTF-8"),
+        (b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "dropped_refused_by_template 1"),
+    ):
+        template.write_bytes(content)
+        (corpus / "manifest.json").unlink()
+        complete_corpus(corpus, 1, {POOL: {"train": {"documents": 1, "tokens": 1}}})
+        with pytest.raises(DataError, match=message):
+            pack_pool(corpus, POOL, tmp_path / "sft", Packing(512))
+
+
 def test_a_long_chat_loses_whole_last_turns(tmp_path: Path) -> None:
     corpus = chat_corpus(tmp_path / "corpus", save_llama3, TURNS, CHATS[1:2])
     pack_pool(corpus, POOL, tmp_path / "whole", Packing(512))
