@@ -29,6 +29,7 @@ _END_NAMES = (END_OF_TEXT, "</s>", "<|endoftext|>")
 FILE, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 # Copied as they are; the chat template is in a file of its own since transformers 5.
 _SIDE_FILES = ("special_tokens_map.json", "chat_template.jinja")
+_BEGINNING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")  # post-processors that add tokens
 _MAX_VOCABULARY = 1 << 24
 _SHOWN = 3
 
@@ -181,6 +182,8 @@ def write_tokenizer(path: Path, folder: Path, bos: Bos = "tokenizer", added: Seq
         if bos != "tokenizer":
             _set_begin(file, tree, settings, bos)
         data = json.dumps(tree, ensure_ascii=False, indent=2).encode()
+        if added:
+            _check_numbers(file, data, vocabulary)
         write_atomically(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, indent=2).encode())
     elif settings:
         write_atomically(folder / SETTINGS, file.with_name(SETTINGS).read_bytes())
@@ -196,12 +199,11 @@ def write_tokenizer(path: Path, folder: Path, bos: Bos = "tokenizer", added: Seq
 def _add_tokens(
     tree: JsonObject, settings: JsonObject, vocabulary: dict[str, int], added: Sequence[str]
 ) -> None:
-    """Make every one of `added` an ordinary token that is matched before any other."""
+    """Make every one of `added` an ordinary token that is matched before any other, also in `vocabulary`."""
     known: list[JsonObject] = tree.setdefault("added_tokens", [])
-    free = max(vocabulary.values()) + 1
     for token in added:
         if (number := vocabulary.get(token)) is None:
-            number, free = free, free + 1
+            number = vocabulary[token] = max(vocabulary.values()) + 1
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         known[:] = [one for one in known if one["content"] != token] + [
             {"id": number, "content": token, **flags}
@@ -211,10 +213,21 @@ def _add_tokens(
     known.sort(key=itemgetter("id"))
 
 
+def _check_numbers(file: Path, data: bytes, vocabulary: dict[str, int]) -> None:
+    from tokenizers import Tokenizer
+
+    # The library numbers an added token itself, by the count of tokens: among ids with gaps, as another one.
+    found = Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True)
+    for token, number in vocabulary.items():
+        if (other := found.get(token)) != number:
+            what = f"token {token!r} would be {other}, not {number}, as its ids have gaps"
+            raise DataError(f"{file}: {what}; name tokens that it has, or number its own without gaps")
+
+
 def _set_begin(file: Path, tree: JsonObject, settings: JsonObject, bos: Bos) -> None:
     processor: JsonObject = tree.get("post_processor") or {}
     parts = processor["processors"] if processor.get("type") == "Sequence" else [processor]
-    parts = [part for part in parts if part and part["type"] != "TemplateProcessing"]
+    parts = [part for part in parts if part and part["type"] not in _BEGINNING]
     if bos == "always":
         name = _name(settings, "bos_token")
         number = None if name is None else read_tokenizer(file).token_to_id(name)
@@ -268,7 +281,8 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
     # As the library writes them: other versions of it have written the same in other forms.
     trees: list[JsonObject] = [orjson.loads(loaded.to_str()) for loaded in pair]
     for tree in trees:
-        tree["model"].pop("vocab", None)
+        if isinstance(tree["model"].get("vocab"), dict):  # else with scores, by which texts are cut
+            del tree["model"]["vocab"]
     parts = [name for name in ("normalizer", "pre_tokenizer", "model") if trees[0][name] != trees[1][name]]
     one, two = (_added(loaded)[0] for loaded in pair)
     begin = f"texts begin with {one or 'no token'} here, {two or 'no token'} there" if one != two else ""

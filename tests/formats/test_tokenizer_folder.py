@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from megatron_mathcpt.data.tokenizer import enclose, load_encoder
@@ -107,6 +108,45 @@ def test_settings_that_a_copy_changes_are_still_those_of_transformers(tmp_path: 
         == transformers.AutoTokenizer.from_pretrained(tmp_path / "given").model_max_length
     )
     assert len(copy("a<back>b").input_ids) == 3
+
+
+def test_a_new_token_has_the_number_that_the_library_gives_it(tmp_path: Path) -> None:
+    """It numbers by the count of tokens: with a gap among the ids it would be another token's."""
+    save_llama3(tmp_path / "given")
+    write_tokenizer(tmp_path / "given", tmp_path / "twice", added=["<back>", "<back>"])
+    size = load_tokenizer(tmp_path / "given")[1].vocab_size
+    assert load_tokenizer(tmp_path / "twice")[0].token_to_id("<back>") == size
+    assert json.loads((tmp_path / "twice" / "tokenizer.json").read_text())["added_tokens"][-1]["id"] == size
+    tree = json.loads((tmp_path / "given" / "tokenizer.json").read_text())
+    vocabulary = tree["model"]["vocab"]
+    vocabulary |= {token: number + 9 for token, number in vocabulary.items() if number > size - 20}
+    (tmp_path / "given" / "tokenizer.json").write_text(json.dumps(tree))
+    message = f"given/tokenizer.json: token '<back>' would be {size}, not {size + 9}, as its ids have gaps"
+    with pytest.raises(DataError, match=message):
+        write_tokenizer(tmp_path / "given", tmp_path / "gap", added=["<back>"])
+    assert not (tmp_path / "gap" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["BertProcessing", "RobertaProcessing"])
+def test_every_kind_of_begin_token_is_left_out(tmp_path: Path, kind: str) -> None:
+    save_llama3(tmp_path / "given")
+    processor = {"type": kind, "sep": ["<|end_of_text|>", 1], "cls": ["<|begin_of_text|>", 0]}
+    more = {"trim_offsets": False, "add_prefix_space": False} if kind == "RobertaProcessing" else {}
+    change(tmp_path / "given" / "tokenizer.json", post_processor=processor | more)
+    assert begin_token(tmp_path / "given") == 0
+    for bos, begin in (("never", None), ("always", 0)):
+        write_tokenizer(tmp_path / "given", tmp_path / bos, bos)  # type: ignore[arg-type]
+        assert load_tokenizer(tmp_path / bos)[1].bos_id == begin
+
+
+def test_tokenizers_of_other_scores_differ(tmp_path: Path) -> None:
+    """SentencePiece's Unigram cuts a text by the scores of its tokens."""
+    for name, score in (("one", -1.0), ("two", -9.0)):
+        trained = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -2.0), ("aa", score)], 0))
+        (tmp_path / name).mkdir()
+        trained.save(str(tmp_path / name / "tokenizer.json"))
+    found = compare_tokenizers(tmp_path / "one", tmp_path / "two")
+    assert (str(found), found.extends) == ("another model", False)
 
 
 def test_all_end_tokens_of_the_configs_are_known_and_kept(tmp_path: Path) -> None:
