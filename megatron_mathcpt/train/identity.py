@@ -32,23 +32,23 @@ class Tokens:
     file: Path  # may have been removed
     sha256: str
     begin: int | None
+    eos: int | None  # that ends every document; None if any may
     whose: str
     extensible: bool
 
 
 def of_corpus(folder: Path) -> Tokens:
     found = corpus_counts(load_manifest(folder, KIND)).tokenizer
-    return Tokens(
-        _file_in(folder), found.sha256, found.bos_id, f"the tokenizer of {folder}", extensible=False
-    )
+    whose = f"the tokenizer of {folder}"
+    return Tokens(_file_in(folder), found.sha256, found.bos_id, found.eos_id, whose, extensible=False)
 
 
 def of_weights(folder: Path, recorded: str | None) -> Tokens | None:
     """The tokenizer of weights in `folder`; None without it, and without a `recorded` hash of it."""
     file, whose = folder / FILE, "the model's tokenizer"
     if file.is_file():
-        return Tokens(file, hash_file(file), begin_token(file), whose, extensible=True)
-    return None if recorded is None else Tokens(file, recorded, None, whose, extensible=True)
+        return Tokens(file, hash_file(file), begin_token(file), None, whose, extensible=True)
+    return None if recorded is None else Tokens(file, recorded, None, None, whose, extensible=True)
 
 
 def check(config: ExperimentConfig, data: Path, theirs: Tokens) -> str:
@@ -65,6 +65,9 @@ def check(config: ExperimentConfig, data: Path, theirs: Tokens) -> str:
         differ = compare_tokenizers(file, theirs.file)
         if not differ.extends or (differ.new and not theirs.extensible):
             raise DataError(f"{file}: this tokenizer differs from {theirs.file} ({differ}); {remedy}")
+    if theirs.eos not in (None, ours.eos_id):  # tokenizer_config.json names it, which the hash is not of
+        says = f"{data}: documents end with token {ours.eos_id}, those of {theirs.file} with {theirs.eos}"
+        raise DataError(f"{says}; {remedy}")
     if ours.bos_id == theirs.begin or not theirs.file.is_file():
         return ""
     begins = [

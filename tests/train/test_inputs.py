@@ -94,6 +94,19 @@ def test_the_same_tokens_saved_again_or_with_more_are_accepted(
         assert resolve_inputs(starting(config_of, words, hf=str(hf))).eos_id == EOS_ID
 
 
+def test_corpora_whose_documents_end_with_other_tokens_are_refused(
+    config_of: ConfigOf, words: Path, tmp_path: Path
+) -> None:
+    """As with a base model's tokenizer and its chat model's: the same file, with another eos_token."""
+    counts = write_indexed_dataset(tmp_path / "b" / "datasets" / "b" / "train", [[*range(1, 40)]] * 9)
+    save_tokenizer(tmp_path / "b" / "tokenizer", WORDS)
+    (tmp_path / "b" / "tokenizer" / "tokenizer_config.json").write_text('{"eos_token": "w38"}')
+    other = complete_corpus(tmp_path / "b", len(WORDS), {"b": {"train": counts}})
+    data = {"corpus": [str(words), str(other)], "blend": {"a": 1, "b": 1}}
+    with pytest.raises(DataError, match=r"b: documents end with token 39, those of .* with 0; build"):
+        resolve_inputs(config_of(data=data, validation={"sets": []}))
+
+
 def test_packed_samples_of_another_tokenizer_are_refused(
     config_of: ConfigOf, words: Path, tmp_path: Path
 ) -> None:
