@@ -64,8 +64,11 @@ class Tokenizing:
             raise ConfigError(
                 f"--tokenizer-type {self.tokenizer_type}: is not read; give HuggingFaceTokenizer"
             )
-        named = {key: Path(f"{self.output_prefix}_{key}_document") for key in keys}
-        return files, named if self.out is None else {keys[0]: self.out}
+        if self.out is None:
+            return files, {key: Path(f"{self.output_prefix}_{key}_document") for key in keys}
+        if self.out.name in ("", ".."):
+            raise ConfigError(f"--out {self.out}: is a folder; give a prefix of files in it")
+        return files, {keys[0]: self.out}
 
 
 @verb("tokenize")

@@ -211,6 +211,7 @@ def test_a_column_or_file_that_is_no_text_is_named(tmp_path: Path, llama3: Path)
         ("a.jsonl --out x --field a --field b", "--out: is for one key; give --output-prefix"),
         ("--input a.jsonl --json-keys a a --output-prefix x", "--json-keys a a: a key is given twice"),
         ("a.jsonl --out x --tokenizer-type GPT2BPETokenizer", "GPT2BPETokenizer: is not read; give Hugging"),
+        ("a.jsonl --out .", "--out .: is a folder; give a prefix of files in it"),
         ("a.jsonl --out x --tokenizer none", "none: tokenizer not found"),
     ],
 )
