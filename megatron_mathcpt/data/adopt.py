@@ -134,12 +134,10 @@ def _read_lists(file: Path) -> JsonObject:
     """The words of each split, as Megatron-LM reads them: a text is a list too, and null an empty one."""
     data = read_small(file)
     try:
-        if data.lstrip()[:1] != b"{":
-            return {"train": data.decode().split()}
-        lists = {key: [] if value is None else value for key, value in decode_object(data).items()}
+        lists = decode_object(data) if data.lstrip()[:1] == b"{" else {"train": data.decode()}
     except (DataError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a list of prefixes ({error})") from error
-    return {key: value.split() if isinstance(value, str) else value for key, value in lists.items()}
+    return {key: (one or "").split() if isinstance(one, str | None) else one for key, one in lists.items()}
 
 
 def _weighted(file: Path, words: Sequence[str]) -> Iterator[tuple[str, float | None]]:
