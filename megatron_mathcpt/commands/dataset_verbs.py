@@ -38,7 +38,7 @@ class Tokenizing:
     workers: Annotated[int | None, Option(min=1, help="threads of the library (default: all cores)")] = None
     input: Annotated[list[str] | None, Option(help="as Megatron-LM's: files; may be repeated")] = None
     output_prefix: Annotated[
-        Path | None, Option(help="as Megatron-LM's: of PREFIX_KEY_document.bin and .idx")
+        str | None, Option(help="as Megatron-LM's: of PREFIX_KEY_document.bin and .idx")
     ] = None
     append_eod: Annotated[
         bool, Option("--append-eod", help="end documents with an end token, as with --out always")

@@ -3,6 +3,7 @@
 Sources are listed in order of precedence: of two duplicates the one from the source listed first is kept.
 """
 
+from collections import Counter
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -242,6 +243,11 @@ class Tokenizer(Section):
             raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
         if self.path is None and self.bos == "always":
             raise ValueError("bos: always needs path; a trained tokenizer has no begin token")
+        if twice := [token for token, count in Counter(self.added_tokens).items() if count > 1]:
+            raise ValueError(f"added_tokens: {twice[0]!r} is there twice; remove one")
+        least = 257 + len(self.added_tokens)  # all bytes, the end of text
+        if self.vocab_size is not None and self.vocab_size < least:
+            raise ValueError(f"vocab_size: {self.vocab_size} is too small for added_tokens; at least {least}")
 
 
 class Corpus(Section):

@@ -32,9 +32,11 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.indexed_dataset import Ids, TokenType, split_tokens, token_dtype
 from megatron_mathcpt.formats.sft_folder import Example
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
+from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject, prompt_text, step_ends
 
 Places = npt.NDArray[np.int64]
+_log = get_logger(__name__)
 _SEEN = 1_000_000  # characters that `tokenizers`, which needs 130 bytes for each, is given to find a border
 
 
@@ -116,6 +118,7 @@ class SftRecords:
     """Makes records of documents, and counts what becomes of each; `documents` is the file of the pool."""
 
     def __init__(self, rule: RecordRule, documents: Path) -> None:
+        self._refused = False
         self._rule, self._documents, self._most = rule, documents, rule.seq_length + 1
         self._spans = TokenSpans(rule.tokenizer, rule.literals)
         self._of_problem = "user" in rule.roles, "assistant" in rule.roles  # whether they are trained
@@ -183,7 +186,10 @@ class SftRecords:
             return "special_token"
         try:
             chat = self._template.render_trained(row["messages"])
-        except RefusedChat:
+        except RefusedChat as error:
+            if not self._refused:  # once, as it may be the reason for all
+                _log.warning("%s: refused by the chat template (%s)", row["id"], error)
+            self._refused = True
             return "refused_by_template"
         return chat if chat.trained and chat.text.strip() else "nothing_trained"
 

@@ -1,10 +1,13 @@
 """Reading a config: YAML 1.2, overrides, and errors that name file and field."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from megatron_mathcpt.config import Section, dump_yaml, load_config
+from megatron_mathcpt.config.corpus import Tokenizer
 from megatron_mathcpt.errors import ConfigError
 
 
@@ -89,3 +92,20 @@ def test_no_tag_is_executed(tmp_path: Path, value: str) -> None:
         with pytest.raises(ConfigError, match="tags"):
             load_config(path, Experiment)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"vocab_size": 300, "added_tokens": [f"<{n}>" for n in range(44)]},
+            "too small for added_tokens; at least 301",
+        ),
+        ({"vocab_size": 300, "added_tokens": ["<a>", "<b>", "<a>"]}, "'<a>' is there twice"),
+        ({"vocab_size": 300, "bos": "always"}, "bos: always needs path"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_made_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Tokenizer.model_validate(settings)
+    Tokenizer.model_validate({"vocab_size": 300, "added_tokens": [f"<{n}>" for n in range(43)]})
