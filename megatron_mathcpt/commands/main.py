@@ -37,6 +37,8 @@ EXTRAS = {
     "fast": ("gigatoken",),
     "ray": ("ray",),
 }
+# A wrong command line, for which typer has no public name.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 class Verbs(TyperGroup):
@@ -146,14 +148,11 @@ def _run(words: list[str]) -> None:
             raise
         install = f"pip install 'megatron_mathcpt[{extra}]'"
         raise ConfigError(f"{package}: not installed; run {install}") from error
-    except Exception as error:
-        # typer's class of a wrong command line is private, but not what it says. Without any word it is help.
-        if not hasattr(error, "format_message"):
-            raise
+    except _UsageError as error:  # without any word it says the help
         if (said := str(error.format_message())).startswith("Usage: "):
             sys.stderr.write(f"{said}\n")
             sys.exit(EXIT_BAD_INPUT)
-        command = getattr(getattr(error, "ctx", None), "command_path", "mathcpt")
+        command = error.ctx.command_path if error.ctx else "mathcpt"
         raise ConfigError(f"{command}: {said.rstrip('.')}; see {command} --help") from error
     if isinstance(status, int):  # of an `Exit`
         sys.exit(status)

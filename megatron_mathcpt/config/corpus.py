@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.select import Select
+from megatron_mathcpt.formats.tokenizer_folder import Bos
 
 # The study's pools are general, math_corpus and problem_solving; subsets and synthesized data have their own.
 Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -232,9 +233,7 @@ class Tokenizer(Section):
     added_tokens: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list)
     # Left out of a manifest at its default, so that finished corpora stay valid: those have no begin token,
     # which training compares with the starting weights' tokenizer.
-    bos: Literal["tokenizer", "always", "never"] = Field(
-        default="tokenizer", exclude_if=lambda value: value == "tokenizer"
-    )
+    bos: Bos = Field(default="tokenizer", exclude_if=lambda value: value == "tokenizer")
     special_literals: Literal["text", "control"] = "text"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
 
