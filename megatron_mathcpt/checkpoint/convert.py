@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_bos, read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders

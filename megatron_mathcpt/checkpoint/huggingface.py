@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, hf_config, padded_vocab_size, read_hf_shape
+from megatron_mathcpt.config.hf_config import hf_config, read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.errors import CheckpointError, one_line
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
@@ -33,7 +34,7 @@ from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.model import weights as tensors
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -62,7 +63,7 @@ def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> tensors.Sizes:
 
 def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
-    if key != tensors.QKV:
+    if key not in (tensors.QKV, tensors.QKV_BIAS):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -71,7 +72,7 @@ def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor
 def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
     rows = [size[0] for size in tensors.packed_sizes(shape)[key].values()]
-    if key != tensors.QKV:
+    if key not in (tensors.QKV, tensors.QKV_BIAS):
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
@@ -230,18 +231,18 @@ def compare_logits(
     return difference
 
 
-def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> "LlamaForCausalLM":
-    """transformers' Llama of a folder's `*.safetensors`, with rows of new tokens, as `hf_weights` has them.
+def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> "PreTrainedModel":
+    """transformers' model of a folder's `*.safetensors`, with rows of new tokens, as `hf_weights` has them.
 
     Raises `CheckpointError` if it cannot be loaded.
     """
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    only: dict[str, bool] = {"local_files_only": True, "use_safetensors": True}
+    only = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
-        model = LlamaForCausalLM.from_pretrained(folder, **only, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **only, **options)
     except Exception as error:  # of any type: transformers checks little of config.json
         reason = one_line(str(error))[:200]
         raise CheckpointError(f"{folder}: not loaded by transformers ({reason}); is it damaged?") from error

@@ -175,7 +175,8 @@ class Decoder:
     def _prefill(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Cache:
         lengths = [len(prompt) - 1 for prompt in prompts]
         longest = max(lengths) + 1 + new_tokens
-        cache = Cache(lengths, longest, self._model.rotary_pos_emb(padded(longest)), self._dtype)
+        angles = self._model.rotary_pos_emb(longest).unflatten(-1, (-1, self._shape.head_size))
+        cache = Cache(lengths, longest, angles.movedim(-2, 0), self._dtype)
         if max(lengths):
             self._forward(self._pad([prompt[:-1] for prompt in prompts]), cache)
         cache.prefilling = False

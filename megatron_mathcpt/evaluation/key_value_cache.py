@@ -34,8 +34,9 @@ def padded(length: int) -> int:
 class Cache(StaticInferenceContext):
     """Keys and values of a batch, at most `longest` tokens a row, on the device of `angles`.
 
-    `angles` [padded(longest), 1, 1, channels] are the rotary embedding's, `dtype` is the model's. `lengths`
-    counts each row's tokens before its next one. While `prefilling`, whole prompts are appended.
+    `angles` [tables, longest, 1, 1, channels] are the rotary embeddings', one for each kind of layer, `dtype`
+    is the model's. `lengths` counts each row's tokens before its next one. While `prefilling`, whole prompts
+    are appended.
     """
 
     def __init__(self, lengths: list[int], longest: int, angles: Tensor, dtype: torch.dtype) -> None:
@@ -48,7 +49,7 @@ class Cache(StaticInferenceContext):
         self.rows = torch.arange(len(lengths), device=angles.device)
         self.prefilling = True
         self.mask: Tensor | None = None
-        self._rotation = self._cosines, self._sines
+        self._rotation: tuple[Tensor, ...] = self._cosines, self._sines
 
     @property
     def end(self) -> int:
@@ -57,7 +58,9 @@ class Cache(StaticInferenceContext):
 
     def prepare_step(self) -> None:
         """Set rotation and mask [rows, 1, 1, end] for the tokens at `positions`."""
-        self._rotation = self._cosines[self.positions][None, :, 0], self._sines[self.positions][None, :, 0]
+        self._rotation = tuple(
+            part[:, self.positions].transpose(1, 2) for part in (self._cosines, self._sines)
+        )
         later = torch.arange(self.end, device=self.positions.device) > self.positions[:, None]
         mask = torch.zeros(later.shape, dtype=self._cosines.dtype, device=later.device)
         self.mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
@@ -75,9 +78,9 @@ class Cache(StaticInferenceContext):
         for layer, memory in self.key_value_memory_dict.items():
             self.key_value_memory_dict[layer] = tuple(part.index_select(0, index) for part in memory)
 
-    def rotate(self, tensor: Tensor) -> Tensor:
-        """Apply the rotary embedding to [new tokens, rows, heads, channels]."""
-        cosine, sine = (part[: len(tensor)] for part in self._rotation)
+    def rotate(self, tensor: Tensor, table: int) -> Tensor:
+        """Apply a rotary embedding to [new tokens, rows, heads, channels]."""
+        cosine, sine = (part[table, : len(tensor)] for part in self._rotation)
         return torch.addcmul(tensor * cosine, tensor.roll(tensor.shape[-1] // 2, -1), sine)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -106,6 +109,11 @@ class CachedAttention(SdpaAttention):
         """A mask [rows, 1, 1, keys] is added to the scores of `query` [1, rows, heads, channels]."""
         if attention_mask is None:
             return super().forward(query, key, value, None)
+        if self.window is not None and key.shape[0] > self.window:
+            # The last key of a row is the one of its new token.
+            last = attention_mask.isfinite().sum(-1, keepdim=True)
+            keys = torch.arange(key.shape[0], device=key.device)
+            attention_mask = attention_mask.masked_fill(keys < last - self.window, float("-inf"))
         # The query heads of a group become queries of one head, so that no key is repeated for them: with a
         # mask PyTorch has only its slowest kernel for grouped queries.
         grouped = query[0].unflatten(1, (key.shape[2], -1))
@@ -139,8 +147,9 @@ def _append(
     """
     if cache is None:
         return query, key, value, more[0], layer.attn_mask_type, None
-    heads = [query.shape[2], key.shape[2]]
-    query, key = cache.rotate(torch.cat((query, key), 2)).split(heads, 2)
+    if more[0] is not None:  # else a layer without rotary embedding
+        both, heads = torch.cat((query, key), 2), [query.shape[2], key.shape[2]]
+        query, key = cache.rotate(both, getattr(layer, "rotary_table", 0)).split(heads, 2)
     key, value = cache.append(layer.layer_number, key, value)
     return query, key, value, None, layer.attn_mask_type, None  # None: the rotary embedding has been applied
 

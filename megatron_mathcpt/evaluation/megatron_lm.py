@@ -25,7 +25,8 @@ from megatron_mathcpt.checkpoint.convert import (
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.evaluation.backends import local_folder, model_tokenizer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.hf_config import read_decoder
 from megatron_mathcpt.config.resolved_study import Study
-from megatron_mathcpt.config.shape import read_decoder
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection as Groups
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 
 from megatron_mathcpt.model.documents import Documents, pack_documents
@@ -22,6 +23,9 @@ class CoreAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.context_group = pg_collection.cp if pg_collection and config.context_parallel_size > 1 else None
+        windows = config.window_size, config.window_attn_skip_freq
+        # How many keys a token sees, itself included; None: all before it.
+        self.window = config.window_size[0] + 1 if is_layer_window_attention(*windows, layer_number) else None
 
     def gather_sequence(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All-gather the whole sequence of each tensor, in the order of the context-parallel ranks."""
@@ -52,7 +56,7 @@ class SdpaAttention(CoreAttention):
                 documents = pack_documents(torch.zeros(rows, length * size), size, rank).to(query.device)
             key, value = (tensor[documents.order] for tensor in self.gather_sequence(key, value))
         if documents is None:
-            whole = _attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
+            whole = self._attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
             return whole.permute(2, 0, 1, 3).flatten(2)
         # By document, not under one mask: time and memory grow by the squares of the documents' lengths, not
         # of the sample's.
@@ -63,19 +67,37 @@ class SdpaAttention(CoreAttention):
             queries = query[span.queries].split(span.query_sizes)
             keys, values = (tensor[span.keys].split(span.key_sizes) for tensor in (key, value))
             for parts in zip(queries, keys, values, strict=True):
-                outputs.append(_attend(*(part.transpose(0, 1)[None] for part in parts))[0].transpose(0, 1))
+                outputs.append(
+                    self._attend(*(part.transpose(0, 1)[None] for part in parts))[0].transpose(0, 1)
+                )
         return torch.cat(outputs).view(rows, length, -1).transpose(0, 1).contiguous()
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention of [batch, heads, sequence, channels], whose last query may see the last key."""
+        grouped = query.shape[1] != key.shape[1]  # not always on: fewer kernels take grouped queries
+        queries, keys = query.shape[2], key.shape[2]
+        if self.window is not None and keys > self.window:
+            return self._attend_windows(query, key, value)
+        if queries == keys:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        # The first document of a late chunk: keys of earlier chunks come before its queries.
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=grouped)
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of [batch, heads, sequence, channels], whose last query may see the last key."""
-    grouped = query.shape[1] != key.shape[1]  # not always on: fewer kernels take grouped queries
-    queries, keys = query.shape[2], key.shape[2]
-    if queries == keys:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-    # The first document of a late chunk: keys of earlier chunks come before its queries.
-    seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=grouped)
+    def _attend_windows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same over the window's keys: by blocks of queries, each with at most two windows of keys."""
+        assert self.window is not None
+        earlier, grouped = key.shape[2] - query.shape[2], query.shape[1] != key.shape[1]
+        outputs, end = [], earlier
+        for block in query.split(self.window, 2):
+            begin, end = end, end + block.shape[2]
+            first = max(0, begin - self.window + 1)
+            own = torch.arange(begin, end, device=query.device)[:, None]  # the key of each query itself
+            keys = torch.arange(first, end, device=query.device)
+            seen = (keys <= own) & (keys > own - self.window)
+            parts = block, key[:, :, first:end], value[:, :, first:end]
+            outputs.append(F.scaled_dot_product_attention(*parts, attn_mask=seen, enable_gqa=grouped))
+        return torch.cat(outputs, 2)
 
 
 class DocumentAttention(CoreAttention):
@@ -98,6 +120,7 @@ class DocumentAttention(CoreAttention):
             qkv_format="thd",
             attn_mask_type="padding_causal",
             layer_number=layer_number,
+            window_size=None if self.window is None else (self.window - 1, 0),
         )
 
     def forward(

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 from megatron.core.models.gpt import GPTModel, gpt_layer_specs
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
@@ -13,17 +14,9 @@ from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
+from megatron_mathcpt.model.family_layers import HeadsNorm, OutputNorm, RMSNorm, ScaledAttention, ScaledRotary
 from megatron_mathcpt.model.settings import transformer_config
 from megatron_mathcpt.parallel import Layout
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """For the local layer spec, where Megatron-Core's wrapper refuses sequence parallelism."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        # With it each tensor-parallel rank sees a part of the sequence: Megatron-Core sums such gradients.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 @cache
@@ -66,7 +59,7 @@ def build_model(
     for stage in stages:
         chunk = Llama(
             config=config,
-            transformer_layer_spec=_layer_spec(config, layout, stage, documents=document_attention),
+            transformer_layer_spec=_layer_spec(shape, config, layout, stage, documents=document_attention),
             vocab_size=padded_vocab_size(shape.vocab_size),
             max_sequence_length=shape.max_position_embeddings,
             # With virtual stages the embedding is the first chunk's of the first rank, the loss the last's.
@@ -76,11 +69,12 @@ def build_model(
             share_embeddings_and_output_weights=shape.share_embeddings_and_output_weights,
             position_embedding_type="rope",
             rotary_base=shape.rotary_base,
-            rope_scaling=shape.rope_scaling is not None,
-            rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling else 1.0,
             pg_collection=layout.groups,
             vp_stage=stage,
         )
+        if shape.rope_scaling is not None:
+            device = chunk.rotary_pos_emb.inv_freq.device
+            chunk.rotary_pos_emb = ScaledRotary(shape, device, layout.groups)
         chunk.valid_vocab_size = shape.vocab_size
         chunks.append(chunk.to(layout.device))
     return chunks
@@ -99,16 +93,45 @@ def fuse_weight_gradients(chunk: Llama) -> None:
 
 
 def _layer_spec(
-    config: TransformerConfig, layout: Layout, stage: int | None, *, documents: bool
+    shape: LlamaShape, config: TransformerConfig, layout: Layout, stage: int | None, *, documents: bool
 ) -> ModuleSpec | TransformerBlockSubmodules:
     if has_transformer_engine():
-        fused: ModuleSpec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec()
+        fused: ModuleSpec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+            qk_layernorm=config.qk_layernorm
+        )
         if documents:
             fused.submodules.self_attention.submodules.core_attention = DocumentAttention
-        return fused
+        if shape.of_family.post_norms:  # the linear layers have no norm of their own input
+            from megatron.core.extensions.transformer_engine import TEColumnParallelLinear
+
+            fused.submodules.self_attention.submodules.linear_qkv = TEColumnParallelLinear
+            fused.submodules.mlp.submodules.linear_fc1 = TEColumnParallelLinear
+        return _of_family(fused, shape, config)
     # SDPA needs no other class for documents, which are part of the batch.
-    spec: ModuleSpec = gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec: ModuleSpec = gpt_layer_specs.get_gpt_layer_local_spec(
+        qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
+    )
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = SdpaAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = SdpaAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     layers = get_num_layers_to_build(config, vp_stage=stage, pp_rank=layout.groups.pp.rank())
-    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=RMSNorm)
+    specs = [_of_family(spec, shape, config)] * layers
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _of_family(spec: ModuleSpec, shape: LlamaShape, config: TransformerConfig) -> ModuleSpec:
+    """`spec` with what Megatron-Core has no setting for."""
+    family, layer, attention = shape.of_family, spec.submodules, spec.submodules.self_attention
+    if shape.rope_scaling is not None:
+        attention.module, attention.params = ScaledAttention, {**attention.params, "shape": shape}
+    if family.qk_norm == "all heads":
+        heads = {"q": shape.num_attention_heads, "k": shape.query_groups}
+        for name, count in heads.items():
+            norm = ModuleSpec(HeadsNorm, params={"heads": count})
+            setattr(attention.submodules, f"{name}_layernorm", norm)
+    if family.post_norms:
+        layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
+        layer.self_attn_bda = layer.mlp_bda = ModuleSpec(OutputNorm, params={"config": config})
+    return spec

@@ -72,6 +72,11 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=shape.of_family.add_qkv_bias,
+        qk_layernorm=shape.of_family.qk_norm == "head",  # each tensor-parallel rank has all of such a norm
+        window_size=None if shape.window_size is None else (shape.window_size - 1, 0),
+        window_attn_skip_freq=_listed(shape.window_attn_skip_freq),
+        no_rope_freq=_listed(shape.no_rope_freq),
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=DTYPES[precision.params_dtype],
@@ -91,6 +96,10 @@ def transformer_config(
         **dict.fromkeys(_INITIALISED, torch.nn.init.zeros_),
         **fp8,
     )
+
+
+def _listed(layers: tuple[int, ...] | None) -> list[int] | None:
+    return None if layers is None else [*layers]
 
 
 @contextmanager

@@ -25,10 +25,11 @@ EMBEDDING = "embedding.word_embeddings.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
 OUTPUT = "output_layer.weight"
 LAYERS = "decoder.layers."
-QKV = f"{LAYERS}self_attention.linear_qkv.weight"
+ATTENTION = f"{LAYERS}self_attention."
+QKV, QKV_BIAS = f"{ATTENTION}linear_qkv.weight", f"{ATTENTION}linear_qkv.bias"
 _E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
 # Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
-_SCALED = (f"{LAYERS}self_attention.linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight")
+_SCALED = (f"{ATTENTION}linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight")
 _SUMMED_ROWS = 4096
 Sizes = dict[str, tuple[int, ...]]
 
@@ -90,7 +91,7 @@ def requantize(chunk: GPTModel, values: Mapping[str, torch.Tensor]) -> None:
 
 
 class RandomWeights:
-    """`WeightSource` of random weights: normal with the shape's standard deviation, norms 1."""
+    """`WeightSource` of random weights: normal with the shape's standard deviation, norms 1, biases 0."""
 
     def __init__(self, shape: LlamaShape, seed: int) -> None:
         self._shape, self._seed = shape, seed
@@ -99,7 +100,7 @@ class RandomWeights:
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         size = self._sizes[key]
         if len(size) == 1:
-            return torch.ones(size)
+            return torch.zeros(size) if key == QKV_BIAS else torch.ones(size)
         deviation = self._shape.init_method_std
         if key in _SCALED:
             deviation /= (2 * self._shape.num_layers) ** 0.5
@@ -136,20 +137,28 @@ def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
     assert shape.vocab_size is not None
     hidden, ffn, vocabulary = shape.hidden_size, shape.ffn_hidden_size, (shape.vocab_size, shape.hidden_size)
     heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.query_groups))
-    qkv = {"q": heads, "k": groups, "v": groups}
-    sizes: dict[str, Sizes] = {
-        EMBEDDING: {"model.embed_tokens.weight": vocabulary},
-        f"{LAYERS}self_attention.linear_qkv.layer_norm_weight": {"input_layernorm.weight": (hidden,)},
-        QKV: {f"self_attn.{n}_proj.weight": (rows, hidden) for n, rows in qkv.items()},
-        f"{LAYERS}self_attention.linear_proj.weight": {"self_attn.o_proj.weight": (hidden, heads)},
-        f"{LAYERS}mlp.linear_fc1.layer_norm_weight": {"post_attention_layernorm.weight": (hidden,)},
-        f"{LAYERS}mlp.linear_fc1.weight": {f"mlp.{n}_proj.weight": (ffn, hidden) for n in ("gate", "up")},
-        f"{LAYERS}mlp.linear_fc2.weight": {"mlp.down_proj.weight": (hidden, ffn)},
-        FINAL_NORM: {"model.norm.weight": (hidden,)},
-        OUTPUT: {"lm_head.weight": vocabulary},
-    }
-    if shape.share_embeddings_and_output_weights:
-        del sizes[OUTPUT]
+    qkv, of = {"q": heads, "k": groups, "v": groups}, shape.of_family
+    sizes: dict[str, Sizes] = {EMBEDDING: {"model.embed_tokens.weight": vocabulary}}
+    if not of.post_norms:
+        sizes[f"{ATTENTION}linear_qkv.layer_norm_weight"] = {"input_layernorm.weight": (hidden,)}
+    sizes[QKV] = {f"self_attn.{n}_proj.weight": (rows, hidden) for n, rows in qkv.items()}
+    if of.add_qkv_bias:
+        sizes[QKV_BIAS] = {f"self_attn.{n}_proj.bias": (rows,) for n, rows in qkv.items()}
+    if of.qk_norm is not None:
+        for n, rows in (("q", heads), ("k", groups)):
+            size = shape.head_size if of.qk_norm == "head" else rows
+            sizes[f"{ATTENTION}{n}_layernorm.weight"] = {f"self_attn.{n}_norm.weight": (size,)}
+    sizes[_SCALED[0]] = {"self_attn.o_proj.weight": (hidden, heads)}
+    # The norm after attention is of its output in some families, of the MLP's input in others.
+    norm = "self_attn_bda.norm.weight" if of.post_norms else "mlp.linear_fc1.layer_norm_weight"
+    sizes[LAYERS + norm] = {"post_attention_layernorm.weight": (hidden,)}
+    sizes[f"{LAYERS}mlp.linear_fc1.weight"] = {f"mlp.{n}_proj.weight": (ffn, hidden) for n in ("gate", "up")}
+    sizes[_SCALED[1]] = {"mlp.down_proj.weight": (hidden, ffn)}
+    if of.post_norms:
+        sizes[f"{LAYERS}mlp_bda.norm.weight"] = {"post_feedforward_layernorm.weight": (hidden,)}
+    sizes[FINAL_NORM] = {"model.norm.weight": (hidden,)}
+    if not shape.share_embeddings_and_output_weights:
+        sizes[OUTPUT] = {"lm_head.weight": vocabulary}
     return sizes
 
 

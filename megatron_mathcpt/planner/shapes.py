@@ -11,7 +11,8 @@ from typing import NamedTuple
 from pydantic import RootModel
 
 from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size, read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.errors import ConfigError
 
 _TABLE = Path(__file__).parent / "data" / "shapes.yaml"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from megatron_mathcpt.config.shape import read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts

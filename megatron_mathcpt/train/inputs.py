@@ -16,7 +16,8 @@ from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.corpus_folder import (

@@ -31,7 +31,7 @@ from megatron_mathcpt.train.process import StopFlag
 from megatron_mathcpt.train.step import StepResult, learning_rate, mean_loss, mean_losses, train_step
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 logger = get_logger(__name__)
 _SHOWN_SAMPLES = 64
@@ -201,8 +201,8 @@ def transformers_loss(
     return mean_loss(total.tolist())
 
 
-def _reference(folder: Path, new_rows: range, device: torch.device) -> "LlamaForCausalLM":
-    """Load transformers' Llama into host memory; a layer is on `device`, in fp32, for its forward only."""
+def _reference(folder: Path, new_rows: range, device: torch.device) -> "PreTrainedModel":
+    """Load transformers' model into host memory; a layer is on `device`, in fp32, for its forward only."""
     # The run's own model is on it too. One fp32 layer, the activations of one sample and the logits of some
     # positions are 5 GB for Llama-3-8B at 8192 tokens, less than a later training step.
     model = load_reference(folder, new_rows, dtype="auto", attn_implementation="sdpa").eval()
@@ -213,7 +213,7 @@ def _reference(folder: Path, new_rows: range, device: torch.device) -> "LlamaFor
 
 
 @torch.no_grad()
-def _reference_sums(model: "LlamaForCausalLM", batch: Batch, documents: torch.Tensor) -> torch.Tensor:
+def _reference_sums(model: "PreTrainedModel", batch: Batch, documents: torch.Tensor) -> torch.Tensor:
     """[loss sum, tokens] of a one-sample batch in float64; attention stays within its `documents`."""
     # Always pass a mask (True where attention is allowed): with grouped queries in fp32 and none, PyTorch may
     # choose a kernel that materialises all attention scores.

@@ -25,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.shape import LlamaShape, hf_config
+from megatron_mathcpt.config.hf_config import hf_config
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler
 from tests.support import llama_models

@@ -31,7 +31,8 @@ from made_up_run import VOCABULARY, config_of, shape_of, write_corpus
 from measuring import by_turns, cost, in_ranks, print_table, resident
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape, hf_config
+from megatron_mathcpt.config.hf_config import hf_config
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 
 LENGTH, LONG, BATCH = 512, 4096, 4

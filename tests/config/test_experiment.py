@@ -11,7 +11,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.shape import hf_config, read_hf_bos, read_hf_shape
+from megatron_mathcpt.config.hf_config import hf_config, read_hf_bos, read_hf_shape
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats.tokenizer_folder import config_ends
 

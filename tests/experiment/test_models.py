@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.main import build_app
-from megatron_mathcpt.config.shape import hf_config
+from megatron_mathcpt.config.hf_config import hf_config
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.shapes import load_shape
 from tests.support.json_lines import write_json_lines

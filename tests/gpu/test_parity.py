@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.shape import read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
 from tests.gpu.conftest import Figure, relative_error
 from tests.support.llama_models import build_megatron, write_random_llama
 

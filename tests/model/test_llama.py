@@ -9,19 +9,19 @@ from torch.nn.functional import cross_entropy
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import RopeScaling
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.model.weights import RandomWeights
+from tests.support.family_shapes import FAMILY_SHAPES
 from tests.support.llama_models import build_both
 from tests.support.llama_shapes import TINY_SHAPE
 
-SHAPES: dict[str, dict[str, Any]] = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {},
     "full heads, tied": {"num_query_groups": None, "share_embeddings_and_output_weights": True},
     "one group, wide heads": {"num_query_groups": 1, "kv_channels": 16},
-    "llama 3 rope": {"rotary_base": 5e5, "rope_scaling": RopeScaling(factor=8.0), "layernorm_epsilon": 1e-6},
 }
+SHAPES = {name: TINY_SHAPE.model_copy(update=more) for name, more in _VARIANTS.items()} | FAMILY_SHAPES
 TOKENS = torch.randint(300, (2, 65), generator=torch.Generator().manual_seed(1))
 GIVEN, LABELS, POSITIONS = TOKENS[:, :-1], TOKENS[:, 1:], torch.arange(64).expand(2, -1)
 
@@ -30,7 +30,7 @@ GIVEN, LABELS, POSITIONS = TOKENS[:, :-1], TOKENS[:, 1:], torch.arange(64).expan
 def test_logits_loss_and_gradients_equal_transformers(
     layout: parallel.Layout, tmp_path: Path, name: str
 ) -> None:
-    model, reference = build_both(TINY_SHAPE.model_copy(update=SHAPES[name]), layout, tmp_path)
+    model, reference = build_both(SHAPES[name], layout, tmp_path)
     expected = reference(GIVEN).logits
     with torch.no_grad():
         logits = model(GIVEN, POSITIONS, None)

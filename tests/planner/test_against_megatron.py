@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection
-from megatron_mathcpt.config.shape import LlamaShape, hf_config
+from megatron_mathcpt.config.hf_config import hf_config
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.machine import load_hardware

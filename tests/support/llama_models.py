@@ -6,6 +6,7 @@ from typing import Any
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape
+from tests.support.family_shapes import VariedWeights
 
 ALONE = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
 
@@ -25,14 +26,13 @@ def build_megatron(
 
 def build_both(shape: LlamaShape, layout: parallel.Layout, folder: Path) -> tuple[Any, Any]:
     """Megatron-Core's and transformers' model of the same random weights, which are written to `folder`."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
-    from megatron_mathcpt.model.weights import RandomWeights
 
-    write_hf_folder(RandomWeights(shape, 3), shape, folder, eos_id=None)
+    write_hf_folder(VariedWeights(shape), shape, folder, eos_id=None)
     model = build_megatron(shape, layout, HuggingFaceWeights(folder, shape))
-    return model, LlamaForCausalLM.from_pretrained(folder).eval()
+    return model, AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def write_random_llama(folder: Path, seed: int, **fields: Any) -> Path:

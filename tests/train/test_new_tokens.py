@@ -16,7 +16,8 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.checkpoint.huggingface import hf_weights, load_reference, write_hf_folder
 from megatron_mathcpt.config.experiment import ParallelSection
-from megatron_mathcpt.config.shape import LlamaShape, read_hf_shape
+from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError

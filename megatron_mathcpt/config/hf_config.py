@@ -1,0 +1,227 @@
+"""The `config.json` of a Hugging Face folder: read as a shape, and written from one.
+
+What a file leaves out has transformers' default for its family. Whatever it says that our model would not do
+is refused by the name of the field.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.errors import ConfigError, DataError, first_error, one_line
+from megatron_mathcpt.families import FAMILIES
+from megatron_mathcpt.families.family import Family, Fields
+from megatron_mathcpt.formats.files import read_small
+from megatron_mathcpt.formats.strict_json import decode_object
+
+_MAX_BYTES = 1 << 20  # of a config.json
+# Hugging Face's name -> ours
+_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "layernorm_epsilon",
+    "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "initializer_range": "init_method_std",
+}
+_WINDOWED, _FULL = "sliding_attention", "full_attention"
+_IGNORED = {"type", "finetuned", "rope_theta", "partial_rotary_factor"}  # of a scaling, or read elsewhere
+_MOST_LAYERS = 1000  # a damaged file may name any number, and lists of layers are made of it
+
+
+def read_hf_shape(folder: Path) -> LlamaShape:
+    """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is none that we can build."""
+    path, found = folder / "config.json", read_hf_config(folder)
+    try:
+        return _shape_of(found)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {': '.join(filter(None, first_error(error)))}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: no configuration of a decoder ({one_line(str(error))})") from error
+
+
+def read_decoder(folder: Path) -> LlamaShape | None:
+    """The sizes in the `config.json` of any decoder with Llama's names for them, to plan with; else None."""
+    found = read_hf_config(folder)
+    try:
+        return _shape_of(found)
+    except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError):
+        pass
+    sizes = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
+    try:
+        return LlamaShape.model_validate(sizes)
+    except ValidationError:
+        return None
+
+
+def read_hf_bos(folder: Path) -> int | None:
+    """The begin token in a Hugging Face folder's `config.json`."""
+    found = read_hf_config(folder).get("bos_token_id")
+    if found is None or type(found) is int:
+        return found
+    raise ConfigError(f"{folder / 'config.json'}: bos_token_id is {found!r:.100}, no token id")
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """All fields of a Hugging Face folder's `config.json`; raises `ConfigError`."""
+    path = folder / "config.json"
+    try:
+        return decode_object(read_small(path, "give a Hugging Face folder", _MAX_BYTES))
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _shape_of(given: dict[str, Any]) -> LlamaShape:
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ConfigError(f"model_type is {kind!r:.100}; supported are {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[kind]
+    named = given.get("architectures")
+    if named not in (None, [family.architecture]):
+        raise ConfigError(f"architectures is {named!r:.100}; only [{family.architecture!r}] is supported")
+    for name, allowed in family.required.items():
+        if name in given and not any(given[name] is one or _same(given[name], one) for one in allowed):
+            raise ConfigError(f"{name} is {given[name]!r:.100}; only {allowed[0]!r} is supported")
+    for name in _NAMES:
+        if given.get(name, 0) is None and name not in family.nullable:
+            raise ConfigError(f"{name} is None; expected a number")
+    fields = {**family.defaults, **given}
+    shape = {ours: fields[theirs] for theirs, ours in _NAMES.items() if fields[theirs] is not None}
+    layers = shape["num_layers"]
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+        raise ConfigError(f"num_hidden_layers is {layers!r:.100}; expected 1 to {_MOST_LAYERS}")
+    shape |= _windows(family, fields, layers) | _rope(family, fields, given) | {"family": kind}
+    if family.rotated is not None:
+        if fields["no_rope_layers"] is not None:
+            _check_list("no_rope_layers", fields["no_rope_layers"], layers, (0, 1))
+        bare = [int(not family.rotated(fields, layer)) for layer in range(layers)]
+        shape |= {"no_rope_freq": bare} if any(bare) else {}
+    return LlamaShape.model_validate_json(json.dumps(shape))
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _check_list(name: str, found: object, length: int, allowed: Sequence[object]) -> None:
+    known = isinstance(found, list) and all(any(_same(one, other) for other in allowed) for one in found)
+    if not isinstance(found, list) or not known or len(found) != length:
+        shown = " or ".join(map(repr, allowed))
+        raise ConfigError(f"{name} is {found!r:.100}; expected {shown} for each of {length} layers")
+
+
+def _windows(family: Family, fields: Fields, layers: int) -> dict[str, object]:
+    """The window and its layers, if any has one."""
+    if family.windowed is None:
+        return {}
+    window, listed = fields["sliding_window"], fields.get("layer_types")
+    if family.switched:
+        if type(fields["use_sliding_window"]) is not bool:
+            raise ConfigError(f"use_sliding_window is {fields['use_sliding_window']!r:.100}; expected a bool")
+        window = window if fields["use_sliding_window"] else None
+    if listed is not None:
+        _check_list("layer_types", listed, layers, (_FULL, _WINDOWED))
+        windowed = [kind == _WINDOWED for kind in listed]
+        if window is None and any(windowed):
+            raise ConfigError("layer_types has 'sliding_attention', but there is no sliding_window")
+    elif window is None:
+        return {}
+    else:
+        windowed = [family.windowed(fields, layer) for layer in range(layers)]
+    if not any(windowed):
+        return {}
+    # A config that names no layers has the window in all of them.
+    some = {} if all(windowed) else {"window_attn_skip_freq": [int(one) for one in windowed]}
+    return {"window_size": window, **some}
+
+
+def _rope(family: Family, fields: Fields, given: Fields) -> dict[str, object]:
+    """The rotary base and its scaling, found as transformers finds them."""
+    base = given.get("rope_theta", family.rotary_base)
+    rope = _rope_parameters(family, fields, base)
+    base, kind = rope.get("rope_theta", base), rope.get("rope_type", rope.get("type", "default"))
+    if (part := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ConfigError(f"partial_rotary_factor is {part!r:.100}; only 1.0 is supported")
+    if kind == "default":
+        return {"rotary_base": base}
+    scaling = {name: value for name, value in rope.items() if name not in _IGNORED} | {"rope_type": kind}
+    if kind in ("llama3", "yarn", "longrope"):
+        original = scaling.get("original_max_position_embeddings", fields["max_position_embeddings"])
+        scaling["original_max_position_embeddings"] = given.get("original_max_position_embeddings", original)
+    if kind == "llama3" and (missing := {"low_freq_factor", "high_freq_factor"} - scaling.keys()):
+        raise ConfigError(f"rope_scaling: {min(missing)} is missing")
+    return {"rotary_base": base, "rope_scaling": scaling}
+
+
+def _rope_parameters(family: Family, fields: Fields, base: object) -> Mapping[str, Any]:
+    """The parameters of the layers that are scaled."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(fields[key] or {}, dict):
+            raise ConfigError(f"{key} is {fields[key]!r:.100}; expected an object")
+    found, scaling = fields["rope_parameters"] or {}, fields["rope_scaling"] or {}
+    if family.scaled_in_windows:
+        if wrong := [name for name, value in (scaling or found).items() if isinstance(value, dict)]:
+            raise ConfigError(f"rope_parameters.{wrong[0]}: {family.model_type} has one for all layers")
+        return scaling or found
+    if wrong := [name for name in found if name not in (_FULL, _WINDOWED)]:
+        raise ConfigError(f"rope_parameters.{wrong[0]}: expected {_FULL} and {_WINDOWED}")
+    rope = {**(found.get(_FULL) or {}), **scaling}
+    # transformers does not give these layers a base that stands outside of the object.
+    plain = {"rope_type": "default", "rope_theta": family.rotary_base} | (found.get(_WINDOWED) or {})
+    if plain != {"rope_type": "default", "rope_theta": rope.get("rope_theta", base)}:
+        raise ConfigError(
+            f"rope_parameters.{_WINDOWED} is {plain!r:.200}; expected the base of {_FULL} alone"
+        )
+    return rope
+
+
+def hf_config(
+    shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | Sequence[int] | None
+) -> dict[str, Any]:
+    """The `config.json` that makes transformers build `shape` as the class of its family."""
+    if isinstance(eos_id, Sequence):
+        eos_id = [*eos_id] if len(eos_id) > 1 else next(iter(eos_id), None)
+    values, family = shape.model_dump(), shape.of_family
+    values |= {"num_query_groups": shape.query_groups, "kv_channels": shape.head_size}
+    plain = {"rope_type": "default", "rope_theta": shape.rotary_base}
+    rope = plain if shape.rope_scaling is None else plain | shape.rope_scaling.parameters
+    known = {name: values_of[0] for name, values_of in family.required.items() if name in family.defaults}
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **known,
+        **{theirs: values[ours] for theirs, ours in _NAMES.items()},
+        **_layer_fields(shape),
+        "rope_theta": shape.rotary_base,
+        "rope_parameters": rope if family.scaled_in_windows else {_FULL: rope, _WINDOWED: plain},
+        "rope_scaling": None if shape.rope_scaling is None else rope,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,  # a family's default may be beyond this vocabulary
+        "dtype": dtype,
+    }
+
+
+def _layer_fields(shape: LlamaShape) -> Mapping[str, object]:
+    """The fields of a config that tell layers apart."""
+    family, found = shape.of_family, dict[str, object]()
+    if family.windowed is not None:
+        found["sliding_window"] = shape.window_size
+    if family.switched:
+        found["use_sliding_window"] = shape.window_size is not None
+    if "layer_types" in family.defaults:
+        found["layer_types"] = [_WINDOWED if windowed else _FULL for windowed in shape.windowed_layers]
+    if family.rotated is not None:
+        found["no_rope_layers"] = [1 - bare for bare in shape.no_rope_freq or (0,) * shape.num_layers]
+    return found
