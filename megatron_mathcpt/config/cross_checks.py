@@ -72,6 +72,7 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
     parallel, precision, optimizer = config.parallel, config.precision, config.optimizer
     gather_needs = parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
     graphs = parallel.cuda_graph_impl != "none"
+    window = None if config.model is None or config.data.document_attention else config.model.window_size
     fp32, fp16_masters = precision.params_dtype == "fp32", optimizer.main_params_dtype == "fp16"
     return {
         # A setting without effect is an error: the run would not be what its config says.
@@ -113,6 +114,10 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
         ),
         "parallel.cuda_graph_impl: a captured layer does not support document attention "
         "(data.reset_attention_mask, data.sft)": graphs and config.data.document_attention,
+        "parallel.context_parallel_size: ring attention has no windows, and model.window_size is below "
+        "train.seq_length; set it to 1": (
+            parallel.context_parallel_size > 1 and window is not None and window < config.train.seq_length
+        ),
         "parallel.recompute_num_layers: with recompute_method uniform it must divide the layers of each "
         "stage, or of each virtual stage": not _recompute_divides(config),
     }

@@ -149,17 +149,18 @@ class LlamaShape(Section):
         return [self.window_size is not None and bool(windowed) for windowed in windows]
 
     @property
-    def small_parameters(self) -> int:
-        """Parameters of one layer that are no matrices: norms and biases."""
+    def small_parameters(self) -> tuple[int, int]:
+        """Norms and biases of one layer: on each tensor-parallel rank, and divided among them."""
         heads, groups, of = self.num_attention_heads, self.query_groups, self.of_family
-        norms = {None: 0, "head": 2, "all heads": heads + groups}[of.qk_norm]
-        return 2 * self.hidden_size + self.head_size * (norms + of.add_qkv_bias * (heads + 2 * groups))
+        divided = of.add_qkv_bias * (heads + 2 * groups) + (of.qk_norm == "all heads") * (heads + groups)
+        whole = 2 * self.hidden_size + 2 * self.head_size * (of.qk_norm == "head")
+        return whole, divided * self.head_size
 
     def num_parameters(self) -> int:
         """Parameters without vocabulary padding; needs `vocab_size`."""
         assert self.vocab_size is not None
         hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.query_groups
         attention = hidden * self.head_size * (2 * heads + 2 * groups)
-        layer = attention + 3 * hidden * self.ffn_hidden_size + self.small_parameters
+        layer = attention + 3 * hidden * self.ffn_hidden_size + sum(self.small_parameters)
         embeddings = self.vocab_size * hidden * (1 if self.share_embeddings_and_output_weights else 2)
         return self.num_layers * layer + embeddings + hidden

@@ -53,7 +53,8 @@ def peak_memory(run: PlannedRun) -> StageMemory:
 def stage_parameters(run: PlannedRun, stage: int) -> tuple[float, float]:
     """Return the parameters on one GPU of `stage`: (those of the layers' matrices, all others)."""
     shape, layers, last = run.shape, run.layers[stage], run.stages - 1
-    others = float(layers * 2 * shape.hidden_size)  # norms
+    whole, divided = shape.small_parameters
+    others = layers * (whole + divided / run.tensor)
     if stage == 0:
         others += shape.embedding / run.tensor
     if stage == last:
@@ -131,6 +132,11 @@ def saved_per_token(run: PlannedRun, recipe: str | None) -> dict[str, float]:
         "gate, up": size * shape.fc1_width / tensor,
         "activation": matrix_input * ffn,
     }
+    if shape.of_family.qk_norm == "head":
+        saved["query, key before their norms"] = size * (query + key)
+        saved["their inverse deviations"] = 4 * (shape.num_attention_heads + shape.query_groups) / tensor
+    elif shape.of_family.qk_norm == "all heads":  # model/family_layers.py: both sides of the norms in fp32
+        saved["query, key and their norms in fp32"] = 2 * 4 * (query + key) + 2 * 4
     if recipe == "delayed":
         # Otherwise the projection saves its input as it is (Megatron-Core's transformer/attention.py).
         saved["attention output in FP8"] = query
@@ -142,6 +148,9 @@ def saved_per_token(run: PlannedRun, recipe: str | None) -> dict[str, float]:
         # Cosine and sine per position, once for the queries and once for the keys.
         saved["rotary tables"] = 4 * size * shape.head_size / run.config.train.micro_batch_size
         saved["silu and up"] = 2 * size * ffn
+        if shape.of_family.qk_norm == "head":  # in fp32 keys are read where they are
+            before = 4 * query if run.is_fp32 else 4 * (query + key)
+            saved["query, key norms in fp32"] = before + (4 - size) * (query + key)
     return saved
 
 

@@ -46,9 +46,14 @@ class ModelShape(LlamaShape):
 
     @property
     def layer_matrices(self) -> int:
-        """Weights of one layer's four matrices, without biases (no Llama has them)."""
+        """Weights of one layer's four matrices."""
         attention = 2 * self.query_width + 2 * self.key_width
         return self.hidden_size * (attention + self.fc1_width + self.ffn_hidden_size)
+
+    def attended(self, length: float) -> float:
+        """Keys that a token sees on average in a layer, of the last `length` tokens or of its window."""
+        seen = [min(length, self.window_size or length) if w else length for w in self.windowed_layers]
+        return sum(keys - keys**2 / (2 * length) for keys in seen) / self.num_layers
 
     @property
     def embedding(self) -> int:
@@ -62,7 +67,7 @@ class ModelShape(LlamaShape):
     @property
     def total(self) -> int:
         """All parameters, with the vocabulary padded."""
-        layers = self.num_layers * (self.layer_matrices + 2 * self.hidden_size)
+        layers = self.num_layers * (self.layer_matrices + sum(self.small_parameters))
         return layers + self.embedding + self.head + self.hidden_size
 
 
@@ -102,4 +107,5 @@ def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
     # without its recomputation.
     matrices = shape.num_layers * shape.layer_matrices + shape.padded_vocab_size * shape.hidden_size
     attention = 12.0 * shape.num_layers * seq_length * shape.query_width
-    return FlopsPerToken(6.0 * matrices + attention / 2, 6.0 * matrices + attention)
+    causal = 12.0 * shape.num_layers * shape.attended(seq_length) * shape.query_width
+    return FlopsPerToken(6.0 * matrices + causal, 6.0 * matrices + attention)

@@ -80,7 +80,8 @@ def _layer_terms(run: PlannedRun, machine: Machine, recipe: str | None) -> dict[
     """Return the seconds of one layer for one microbatch, forward and backward; bf16 without a `recipe`."""
     constants, shape = machine.constants, run.shape
     # Causal attention, always in bf16.
-    alone = 6.0 * run.tokens * run.attended_length * shape.query_width / run.tensor / machine.attention
+    seen = shape.attended(run.attended_length)
+    alone = 12.0 * run.tokens * seen * shape.query_width / run.tensor / machine.attention
     attention = alone * (1 + constants.context_loss * (run.context - 1) / run.context)
     # Keys and values of all other context ranks, bf16: once in forward, in backward with their gradients.
     ring = 3 * 2 * 2.0 * run.tokens * shape.key_width / run.tensor * (run.context - 1)

@@ -217,13 +217,22 @@ def _reference_sums(model: "PreTrainedModel", batch: Batch, documents: torch.Ten
     """[loss sum, tokens] of a one-sample batch in float64; attention stays within its `documents`."""
     # Always pass a mask (True where attention is allowed): with grouped queries in fp32 and none, PyTorch may
     # choose a kernel that materialises all attention scores.
-    mask = document_mask(documents).logical_not_()
-    hidden = model.model(batch.tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    masks = _masks(model, document_mask(documents).logical_not_())
+    hidden = model.model(batch.tokens, attention_mask=masks, use_cache=False).last_hidden_state
     with _in_fp32(model.lm_head, batch.tokens.device):
         pieces = zip(hidden[0].split(_ROWS), batch.labels[0].split(_ROWS), strict=True)
         losses = [cross_entropy(model.lm_head(rows), labels, reduction="none") for rows, labels in pieces]
     counted = batch.loss_mask[0].double()
     return torch.stack([(torch.cat(losses).double() * counted).sum(), counted.sum()])
+
+
+def _masks(model: "PreTrainedModel", seen: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The mask `seen` in the form that a model takes, narrowed to its window in layers that have one."""
+    window, kinds = getattr(model.config, "sliding_window", None), getattr(model.config, "layer_types", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return seen
+    narrow = seen & torch.ones_like(seen).triu(1 - window)
+    return {"full_attention": seen, "sliding_attention": narrow} if kinds else narrow
 
 
 @contextmanager

@@ -15,12 +15,15 @@ from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.model.weights import RandomWeights, tensor_sizes
+from megatron_mathcpt.model.weights import tensor_sizes
+from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
 from tests.support.llama_models import build_megatron
 from tests.support.llama_shapes import SHAPES, SMOLLM2
 
-CASES = [*product(SHAPES, (1, 2, 4, 8), (1, 2, 4)), *product(["SmolLM2-135M"], [1], (1, 2, 4))]
+FAMILIES = product(FAMILY_SHAPES, (1, 2, 4), (1, 2))
+CASES = [*product(SHAPES, (1, 2, 4, 8), (1, 2, 4)), *product(["SmolLM2-135M"], [1], (1, 2, 4)), *FAMILIES]
 QUICK = [("Llama-3-8B", 4, 2), ("Llama-3.2-1B", 8, 4), ("SmolLM2-135M", 1, 4)]
+QUICK += [(name, 4, 2) for name in ("qwen2", "qwen3", "smollm3", "olmo2")]
 
 
 class Assembled:
@@ -56,8 +59,8 @@ def test_every_layout_has_the_weights_bit_for_bit(
     tmp_path: Path, name: str, tensor: int, pipeline: int
 ) -> None:
     use_cpu()
-    shape = SHAPES.get(name, SMOLLM2)
-    write_hf_folder(RandomWeights(shape, 5), shape, tmp_path / "hf", eos_id=2)
+    shape = (SHAPES | FAMILY_SHAPES).get(name, SMOLLM2)
+    write_hf_folder(VariedWeights(shape, 5), shape, tmp_path / "hf", eos_id=2)
     source, assembled = HuggingFaceWeights(tmp_path / "hf", shape), Assembled(shape)
     sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     for rank in range(sizes.model_size):

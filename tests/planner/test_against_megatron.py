@@ -25,6 +25,7 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import flops_per_token, from_llama, load_shape
 from megatron_mathcpt.planner.step_time import speed
 from tests.support import llama_models
+from tests.support.family_shapes import FAMILY_SHAPES
 from tests.support.llama_shapes import tiny_shape
 from tests.support.planned_runs import SHAPE, SMALL, planned_8b
 
@@ -38,6 +39,8 @@ SHAPES = {
     "wide heads": GROUPED.model_copy(update={"kv_channels": 32, "ffn_hidden_size": 208}),
     "tied": GROUPED.model_copy(update={"share_embeddings_and_output_weights": True, "num_layers": 3}),
 }
+WIDE = {"hidden_size": 128, "ffn_hidden_size": 336, "vocab_size": 500, "init_method_std": 0.02}
+SHAPES |= {name: FAMILY_SHAPES[name].model_copy(update=WIDE) for name in ("qwen2", "qwen3", "olmo2")}
 SEQUENCES, LENGTH = 2, 96
 
 
@@ -62,6 +65,14 @@ def test_parameters_and_operations_equal_those_of_a_built_model(layout: parallel
     # The math kernel of attention computes the whole score matrix, with the masked half: the full convention.
     expected = SEQUENCES * LENGTH * flops_per_token(shape, LENGTH).full
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
+
+
+def test_operations_of_a_window_are_those_of_its_keys() -> None:
+    """Of 96 tokens one sees 1, 2, ... 9 keys, then 9 each: 9 - 81 / 192 on average, counted as 9 x 9 / 2."""
+    shape = from_llama("mistral", FAMILY_SHAPES["mistral"])
+    found, whole = flops_per_token(shape, LENGTH)
+    assert shape.attended(LENGTH) == pytest.approx((9 * 9 / 2 + 87 * 9) / 96)
+    assert whole - found == pytest.approx(12 * 4 * 64 * (96 - (9 * 9 / 2 + 87 * 9) / 96))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -149,8 +160,8 @@ RELEASED = {
     **{"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192},
     **{"llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "llama3.1-405b": 405_853_388_800},
     **{"llama3.2-1b": 1_235_814_400, "llama3.2-3b": 3_212_749_824, "deepseek-7b": 6_910_365_696},
-    # Without the biases of queries, keys and values: 28 x (3584 + 2 x 512) and 80 x (8192 + 2 x 1024).
-    **{"qwen2-7b": 7_615_616_512 - 129_024, "qwen2-72b": 72_706_203_648 - 819_200},
+    **{"qwen2-7b": 7_615_616_512, "qwen2-72b": 72_706_203_648, "qwen2.5-7b": 7_615_616_512},
+    **{"qwen3-8b": 8_190_735_360, "mistral-7b": 7_241_732_096, "smollm3-3b": 3_075_098_624},
 }
 
 
