@@ -33,6 +33,23 @@ _NAMES = {
     "tie_word_embeddings": "share_embeddings_and_output_weights",
     "initializer_range": "init_method_std",
 }
+_TOKENS = ("bos_token_id", "pad_token_id")
+_COUNTS = (
+    "sliding_window",
+    "max_window_layers",
+    "no_rope_layer_interval",
+    "original_max_position_embeddings",
+)
+# Types of transformers' classes; a later row is right where two have a field.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys((*_NAMES, *_TOKENS, *_COUNTS), int),
+    **dict.fromkeys(("rms_norm_eps", "initializer_range"), float),
+    **dict.fromkeys(("tie_word_embeddings", "use_sliding_window"), bool),
+    **dict.fromkeys(("dtype", "torch_dtype"), str),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), dict),
+}
+_NULLABLE = (*_TOKENS, "sliding_window", "dtype", "torch_dtype", "rope_parameters", "rope_scaling")
+_SAID = {int: "integer", float: "number with a point", bool: "true or false", str: "string", dict: "object"}
 _WINDOWED, _FULL = "sliding_attention", "full_attention"
 _IGNORED = {"type", "finetuned", "rope_theta", "partial_rotary_factor"}  # of a scaling, or read elsewhere
 _MOST_LAYERS = 1000  # a damaged file may name any number, and lists of layers are made of it
@@ -93,13 +110,13 @@ def _shape_of(given: dict[str, Any]) -> LlamaShape:
     for name, allowed in family.required.items():
         if name in given and not any(given[name] is one or _same(given[name], one) for one in allowed):
             raise ConfigError(f"{name} is {given[name]!r:.100}; only {allowed[0]!r} is supported")
-    for name in _NAMES:
-        if given.get(name, 0) is None and name not in family.nullable:
-            raise ConfigError(f"{name} is None; expected a number")
+    _check_types(family, given)
     fields = {**family.defaults, **given}
     shape = {ours: fields[theirs] for theirs, ours in _NAMES.items() if fields[theirs] is not None}
-    layers = shape["num_layers"]
-    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+    layers, size, pad = shape["num_layers"], shape["vocab_size"], fields["pad_token_id"]
+    if pad is not None and not -size <= pad < size:
+        raise ConfigError(f"pad_token_id is {pad}; vocab_size is {size}")
+    if not 0 < layers <= _MOST_LAYERS:
         raise ConfigError(f"num_hidden_layers is {layers!r:.100}; expected 1 to {_MOST_LAYERS}")
     shape |= _windows(family, fields, layers) | _rope(family, fields, given) | {"family": kind}
     if family.rotated is not None:
@@ -108,6 +125,18 @@ def _shape_of(given: dict[str, Any]) -> LlamaShape:
         bare = [int(not family.rotated(fields, layer)) for layer in range(layers)]
         shape |= {"no_rope_freq": bare} if any(bare) else {}
     return LlamaShape.model_validate_json(json.dumps(shape))
+
+
+def _check_types(family: Family, given: Fields) -> None:
+    """Refuse a value of another type than transformers asks for, and null where it has no meaning."""
+    for name, kind in _TYPES.items():
+        found = given.get(name)
+        allowed = name not in given or type(found) is kind
+        if not allowed and not (found is None and name in (*family.nullable, *_NULLABLE)):
+            raise ConfigError(f"{name} is {found!r:.100}; expected a JSON {_SAID[kind]}")
+    ends = given.get("eos_token_id")
+    if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):
+        raise ConfigError(f"eos_token_id is {ends!r:.100}, no token ids")
 
 
 def _same(one: object, other: object) -> bool:
@@ -126,10 +155,8 @@ def _windows(family: Family, fields: Fields, layers: int) -> dict[str, object]:
     if family.windowed is None:
         return {}
     window, listed = fields["sliding_window"], fields.get("layer_types")
-    if family.switched:
-        if type(fields["use_sliding_window"]) is not bool:
-            raise ConfigError(f"use_sliding_window is {fields['use_sliding_window']!r:.100}; expected a bool")
-        window = window if fields["use_sliding_window"] else None
+    if family.switched and not fields["use_sliding_window"]:
+        window = None
     if listed is not None:
         _check_list("layer_types", listed, layers, (_FULL, _WINDOWED))
         windowed = [kind == _WINDOWED for kind in listed]
@@ -166,9 +193,6 @@ def _rope(family: Family, fields: Fields, given: Fields) -> dict[str, object]:
 
 def _rope_parameters(family: Family, fields: Fields, base: object) -> Mapping[str, Any]:
     """The parameters of the layers that are scaled."""
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(fields[key] or {}, dict):
-            raise ConfigError(f"{key} is {fields[key]!r:.100}; expected an object")
     found, scaling = fields["rope_parameters"] or {}, fields["rope_scaling"] or {}
     if family.scaled_in_windows:
         if wrong := [name for name, value in (scaling or found).items() if isinstance(value, dict)]:

@@ -90,7 +90,7 @@ class LlamaShape(Section):
     rope_scaling: RopeScaling | None = None
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     share_embeddings_and_output_weights: bool = False
-    init_method_std: float = Field(default=0.02, gt=0)
+    init_method_std: float = Field(default=0.02, gt=0, le=1)
     family: str = "llama"
     window_size: int | None = Field(default=None, gt=0)
     window_attn_skip_freq: tuple[int, ...] | None = None

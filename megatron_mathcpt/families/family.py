@@ -9,17 +9,17 @@ Fields = Mapping[str, Any]  # of a config.json, with transformers' defaults wher
 COMMON: dict[str, Any] = {
     **{"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": None},
     **{"head_dim": None, "hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6},
-    **{"tie_word_embeddings": False, "attention_dropout": 0.0},
+    **{"tie_word_embeddings": False, "attention_dropout": 0.0, "pad_token_id": None},
     **{"rope_parameters": None, "rope_scaling": None, "rope_theta": None},
 }
 # Read elsewhere, or without effect on what the model computes.
-IGNORED = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "pretraining_tp")
+IGNORED = ("bos_token_id", "eos_token_id", "use_cache", "pretraining_tp")
 # Fields that change the model, and the values at which it is what we build. Some are of no family's class,
 # but transformers follows them nevertheless.
 REQUIRED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     **dict.fromkeys(("attention_bias", "mlp_bias"), (False,)),
-    "attention_dropout": (0.0, 0, None),
+    "attention_dropout": (0.0, 0),
     "partial_rotary_factor": (1.0, 1, None),
     "is_causal": (True,),
     **dict.fromkeys(("attention_chunk_size", "quantization_config", "auto_map"), (None,)),

@@ -8,6 +8,6 @@ LLAMA = Family(
     defaults=COMMON
     | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
     | {"attention_bias": False, "mlp_bias": False},
-    required=REQUIRED | NO_WINDOWS,
+    required=REQUIRED | NO_WINDOWS | {"attention_dropout": (0.0, 0, None)},
     nullable=("num_key_value_heads", "head_dim"),
 )

@@ -5,12 +5,12 @@ OLMo 3 adds windows in three of four layers, whose rotary embedding is never sca
 
 from megatron_mathcpt.families.family import COMMON, NO_WINDOWS, REQUIRED, Family
 
-_DEFAULTS = {"vocab_size": 50304, "intermediate_size": 11008, "max_position_embeddings": 2048}
+_SIZES = {"vocab_size": 50304, "intermediate_size": 11008, "max_position_embeddings": 2048}
 
 OLMO2 = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
-    defaults=COMMON | _DEFAULTS | {"rms_norm_eps": 1e-5, "attention_bias": False},
+    defaults=COMMON | _SIZES | {"rms_norm_eps": 1e-5, "attention_bias": False, "pad_token_id": 1},
     required=REQUIRED | NO_WINDOWS,
     qk_norm="all heads",
     post_norms=True,

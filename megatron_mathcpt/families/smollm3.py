@@ -16,7 +16,12 @@ SMOLLM3 = Family(
     | {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36}
     | {"num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768}
     | {"use_sliding_window": False, "sliding_window": None, "layer_types": None}
-    | {"no_rope_layers": None, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
+    | {
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+        "pad_token_id": 128004,
+    }
     | {"attention_bias": False, "mlp_bias": False},
     required=REQUIRED,
     rotary_base=2000000.0,

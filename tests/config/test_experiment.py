@@ -1,8 +1,5 @@
 """Cross-checks of a training config, each with the field it must name, and every config that ships."""
 
-import json
-import random
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +8,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
-from megatron_mathcpt.config.hf_config import hf_config, read_hf_bos, read_hf_shape
-from megatron_mathcpt.errors import ConfigError, MathCptError
-from megatron_mathcpt.formats.tokenizer_folder import config_ends
+from megatron_mathcpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = next((ROOT / "configs").rglob("quickstart_base.yaml"))
@@ -111,83 +106,3 @@ def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) ->
 def test_budget_is_rounded_up_to_whole_steps() -> None:
     train = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"]).train
     assert (train.tokens_per_step, train.train_steps, train.train_samples) == (4 * 128, 9, 36)
-
-
-ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-ROPE["original_max_position_embeddings"] = 8192
-LLAMA32 = {
-    **{"model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192},
-    **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256},
-    **{"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0},
-    **{"tie_word_embeddings": True, "rope_scaling": ROPE},
-}
-
-
-def write_config(folder: Path, **changes: Any) -> Path:
-    (folder / "config.json").write_text(json.dumps(LLAMA32 | changes))
-    return folder
-
-
-def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None:
-    shape = read_hf_shape(write_config(tmp_path))
-    assert (shape.num_query_groups, shape.kv_channels, shape.rotary_base) == (8, 64, 500000.0)
-    assert shape.rope_scaling is not None and shape.rope_scaling.factor == 32.0
-    assert shape.num_parameters() == 1_235_814_400  # Llama-3.2-1B
-    exported = hf_config(shape, dtype="bfloat16", bos_id=None, eos_id=2)
-    (tmp_path / "config.json").write_text(json.dumps(exported))
-    assert read_hf_shape(tmp_path) == shape
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": ROPE | {"high_freq_factor": 8.0}}, "high_freq_factor is 8.0"),
-        ({"num_hidden_layers": "16"}, "num_layers"),
-        ({"rope_theta": "x"}, "rotary_base"),
-        ({"rope_theta": None}, "rotary_base"),
-        ({"rope_theta": {}}, "rotary_base"),
-        ({"rope_theta": 10**400}, "rotary_base|no configuration of a Llama|not JSON"),
-        ({"rope_scaling": [1]}, "rope_scaling is .1.; expected an object"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "low_freq_factor is None"),
-        ({"rope_scaling": {"rope_type": "llama3"} | ROPE | {"factor": None}}, "rope_scaling.factor"),
-        ({"model_type": [[]] * 1000}, r"model_type is \[\[\]"),
-        ({"head_dim": [1]}, "kv_channels"),
-    ],
-)
-def test_no_plain_llama_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        read_hf_shape(write_config(tmp_path, **changes))
-
-
-def test_any_damage_of_a_config_json_is_one_kind_of_error(tmp_path: Path) -> None:
-    dice, good = random.Random(0), bytes(json.dumps(LLAMA32), "utf-8")
-    contents = [b"[]", b"null", b"", b"\xff", b"[" * 100_000, b'{"model_type": "llama"}']
-    for _ in range(500):
-        bad = bytearray(good)
-        bad[dice.randrange(len(bad))] = dice.randrange(256)
-        contents.append(bytes(bad))
-    for content in contents:
-        (tmp_path / "config.json").write_bytes(content)
-        for read in (read_hf_shape, read_hf_bos, config_ends):
-            with suppress(MathCptError):
-                read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"[]", "expected a JSON object, found list"),
-        (b"[" * 5000, "not JSON"),
-        (b'{"a":' * 500 + b"1" + b"}" * 500, "JSON nested more than"),
-        (b"\xff", "not valid UTF-8"),
-        (b'{"a": 1, "a": 2}', "key 'a' appears twice"),
-        (b" " * (2 << 20), "more than 1,048,576 bytes"),
-    ],
-)
-def test_a_config_that_is_no_object_is_named(tmp_path: Path, data: bytes, message: str) -> None:
-    (tmp_path / "config.json").write_bytes(data)
-    with pytest.raises(MathCptError, match=rf"config\.json: {message}"):
-        read_hf_shape(tmp_path)
