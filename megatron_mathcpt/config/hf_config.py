@@ -42,7 +42,8 @@ _COUNTS = (
 )
 # Types of transformers' classes; a later row is right where two have a field.
 _TYPES: dict[str, type] = {
-    **dict.fromkeys((*_NAMES, *_TOKENS, *_COUNTS), int),
+    **dict.fromkeys((*_NAMES, *_TOKENS, *_WINDOWS), int),
+    **dict.fromkeys(("no_rope_layer_interval", "original_max_position_embeddings"), int),
     **dict.fromkeys(("rms_norm_eps", "initializer_range"), float),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window"), bool),
     **dict.fromkeys(("dtype", "torch_dtype"), str),
