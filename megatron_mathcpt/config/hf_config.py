@@ -34,12 +34,7 @@ _NAMES = {
     "initializer_range": "init_method_std",
 }
 _TOKENS = ("bos_token_id", "pad_token_id")
-_COUNTS = (
-    "sliding_window",
-    "max_window_layers",
-    "no_rope_layer_interval",
-    "original_max_position_embeddings",
-)
+_WINDOWS = ("sliding_window", "max_window_layers")
 # Types of transformers' classes; a later row is right where two have a field.
 _TYPES: dict[str, type] = {
     **dict.fromkeys((*_NAMES, *_TOKENS, *_WINDOWS), int),
