@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Both models compute in fp32 from the same weights, so only rounding differs: by 5e-7 for a small model.
-_LOGIT_TOLERANCE = 1e-4
+_LOGIT_TOLERANCE, _MORE_ERROR = 1e-4, 2
 _SAMPLES, _LENGTH = 2, 128
 _TEXT = (
     "A train covers 90 km in 1.5 hours. How fast is it? 90 / 1.5 = 60, so the answer is 60 km/h. "
@@ -212,6 +212,7 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
     return WriteItem(MetadataIndex(key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
+@torch.no_grad()
 def compare_logits(
     source: tensors.WeightSource, shape: LlamaShape, folder: Path, new_rows: range = range(0)
 ) -> float:
@@ -219,15 +220,19 @@ def compare_logits(
     tokens = _tokens(shape, folder)
     some = torch.tensor(new_rows[:_LENGTH], dtype=tokens.dtype)
     tokens[0, : len(some)] = some
-    reference = load_reference(folder, new_rows)
-    with torch.no_grad():
-        theirs = reference.float().eval()(tokens).logits
-    difference = float((_megatron_logits(source, shape, tokens) - theirs).abs().max())
+    reference = load_reference(folder, new_rows).float().eval()
+    ours, theirs = _megatron_logits(source, shape, tokens), reference(tokens).logits
+    difference = float((ours - theirs).abs().max())
     if not difference <= _LOGIT_TOLERANCE:
-        raise CheckpointError(
-            f"{folder}: its logits and Megatron-Core's differ by {difference:.2e}, "
-            f"more than {_LOGIT_TOLERANCE:.0e}; the conversion must not be used"
-        )
+        # Rounding alone may do that where activations are large, as Qwen2.5's: then both are as far from what
+        # transformers computes in fp64.
+        exact = reference.double()(tokens).logits
+        error, own = (float((logits - exact).abs().max()) for logits in (theirs, ours))
+        if not own <= _MORE_ERROR * error:
+            raise CheckpointError(
+                f"{folder}: its logits and Megatron-Core's differ by {difference:.2e}, from those in fp64 by "
+                f"{error:.2e} and {own:.2e}; the conversion must not be used"
+            )
     return difference
 
 
