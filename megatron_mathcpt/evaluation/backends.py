@@ -4,9 +4,11 @@ A model is a Hugging Face folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISIO
 checkpoint of ours, or the name under which a server at `endpoint` lists it.
 """
 
+import hashlib
 import os
 import re
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, one_line
 from megatron_mathcpt.evaluation.tokens import load_tokenizer, read_config
-from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.files import hash_file, hash_json, read_small
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import FILE, begin_token, config_ends, token_text
@@ -141,7 +143,7 @@ def fingerprint(model: str | Path, config: EvaluationConfig) -> str:
     if not config.tokenizer and config.backend != "openai":
         return own
     folder = tokenizer_folder(model, config)
-    return hash_json({"model": own} | {path.name: hash_file(path) for path in _small_files(folder)})
+    return hash_json({"model": own} | _small_files(folder))
 
 
 def _folder_fingerprint(folder: Path, backend: str) -> str:
@@ -153,12 +155,13 @@ def _folder_fingerprint(folder: Path, backend: str) -> str:
         return load_manifest(folder, "hf").fingerprint()
     read_tensors(folder)  # an interrupted download lacks some files or their ends
     # Only samples of the weights' bytes are hashed: no evaluation should start by reading 140 GB.
-    small = {path.name: hash_file(path) for path in _small_files(folder)}
-    return hash_json({"weights": hf_fingerprint(folder)} | small)
+    return hash_json({"weights": hf_fingerprint(folder)} | _small_files(folder))
 
 
-def _small_files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in ("*.json", "*.model", "*.jinja") for path in folder.glob(pattern))
+def _small_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files that are no weights; raises `DataError` for a Git LFS pointer."""
+    paths = sorted(path for pattern in ("*.json", "*.model", "*.jinja") for path in folder.glob(pattern))
+    return {path.name: hashlib.sha256(read_small(path, most=inf)).hexdigest() for path in paths}
 
 
 def served_model(name: str, endpoint: str) -> JsonObject:
