@@ -57,7 +57,7 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
         )
     names = {*placed.values()}
     if placed and single.is_file() and names != {WEIGHTS}:
-        raise ConfigError(f"{single}: and {INDEX} names other files; remove the one that does not count")
+        raise ConfigError(f"{single}: {INDEX} names other files; remove the one that does not count")
     if missing := sorted(name for name in names if not os.path.isfile(folder / name)):
         raise ConfigError(f"{folder / missing[0]}: missing, but {INDEX} names it; copy it too")
     found: dict[Path, set[str]] = {folder / name: set() for name in sorted(names or {WEIGHTS})}
@@ -142,11 +142,29 @@ def check_tensors(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
     `wanted` has them by the checkpoint's tensor that they become a part of, in which all have one type. What
     else there is, and is no part of the model, is named in the log.
     """
-    for name, (file, dtype, *_) in found.items():
-        if dtype not in _READ and name.startswith(_MODEL) and not name.endswith(_COMPUTED):
-            what = f"'{name:.100}' is {dtype}; only {', '.join(_READ)} are read"
-            raise CheckpointError(f"{file}: {what}, no quantised weights: give the model before quantisation")
-    firsts, unused = dict[str, str](), dict(found)
+    own = [name for name in found if name.startswith(_MODEL) and not name.endswith(_COMPUTED)]
+    for name in own:
+        if (dtype := found[name].dtype) not in _READ:
+            what = f"'{name:.100}' is {dtype}; only {', '.join(_READ)} are read, no quantised weights"
+            raise CheckpointError(f"{found[name].file}: {what}: give the model before quantisation")
+    used = _check_wanted(folder, found, wanted)
+    for name in own:
+        if name == _HEAD and name not in used:
+            _check_tied(found[_HEAD], found[_EMBEDDING])
+        elif name not in used:
+            what = f"'{name:.100}' is part of the model, but config.json has no place for it"
+            raise CheckpointError(f"{found[name].file}: {what}; the two do not belong together")
+    if is_first_process():
+        counted = {tensor.file.name for tensor in found.values()}
+        files = {path.name for path in folder.glob("*.safetensors")} - counted
+        _log_ignored(folder, "files of weights that do not count", files)
+        others = [name for name in found if not name.startswith(_MODEL)]
+        _log_ignored(folder, "tensors that are no part of a decoder", others)
+
+
+def _check_wanted(folder: Path, found: Mapping[str, StoredTensor], wanted: Wanted) -> dict[str, str]:
+    """The names that are wanted, each with the first of its key's, whose type it has."""
+    used, firsts = dict[str, str](), dict[str, str]()
     for key, sizes in wanted:
         for name, size in sizes.items():
             if name not in found:
@@ -155,34 +173,18 @@ def check_tensors(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
             if shape != size:
                 what = f"'{name}' is {shape}, by config.json {size}"
                 raise CheckpointError(f"{file}: {what}; the two do not belong together")
-            other = firsts.setdefault(key, name)
-            if dtype != found[other].dtype:
-                what = f"'{name}' is {dtype}, '{other}' {found[other].dtype}; convert one of them"
+            used[name] = firsts.setdefault(key, name)
+            if dtype != (other := found[used[name]].dtype):
+                what = f"'{name}' is {dtype}, '{used[name]}' {other}; convert one of them"
                 raise CheckpointError(f"{file}: {what}, as a checkpoint has both in one tensor")
-            unused.pop(name, None)
-    _check_unused(folder, unused, found[_EMBEDDING])
-    if is_first_process():
-        files = {path.name for path in folder.glob("*.safetensors")}
-        files -= {tensor.file.name for tensor in found.values()}
-        _log_ignored(folder, "files of weights that do not count", files)
-        others = [name for name in unused if not name.endswith(_COMPUTED)]
-        _log_ignored(folder, "tensors that are no part of a decoder", others)
+    return used
 
 
-def _check_unused(folder: Path, unused: dict[str, StoredTensor], embedding: StoredTensor) -> None:
-    if (head := unused.pop(_HEAD, None)) is not None:
-        same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
-        if not same or _hash(head) != _hash(embedding):
-            what = f"{_HEAD} differs from {_EMBEDDING}, which config.json ties"
-            raise CheckpointError(f"{head.file}: {what}; set tie_word_embeddings to false to keep both")
-    for name, (file, *_) in unused.items():
-        if name.startswith(_MODEL) and not name.endswith(_COMPUTED):
-            what = f"'{name:.100}' is part of the model, but config.json has no place for it"
-            raise CheckpointError(f"{file}: {what}; the two do not belong together")
-
-
-def _hash(tensor: StoredTensor) -> str:
-    return hash_file(tensor.file, (tensor.begin, tensor.end))
+def _check_tied(head: StoredTensor, embedding: StoredTensor) -> None:
+    hashes = {hash_file(file, (begin, end)) for file, *_, begin, end in (head, embedding)}
+    if head[1:3] != embedding[1:3] or len(hashes) > 1:
+        what = f"{_HEAD} differs from {_EMBEDDING}, which config.json ties"
+        raise CheckpointError(f"{head.file}: {what}; set tie_word_embeddings to false to keep both")
 
 
 def _log_ignored(folder: Path, what: str, names: Collection[str]) -> None:
