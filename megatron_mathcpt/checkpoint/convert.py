@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
 from megatron_mathcpt.config.shape import LlamaShape
-from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError, first_error
+from megatron_mathcpt.errors import CheckpointError, ManifestError, first_error
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
@@ -27,6 +27,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     named_begin,
     tokenizer_file,
 )
+from megatron_mathcpt.formats.weight_files import WEIGHTS, weight_files
 from megatron_mathcpt.records import JsonObject
 
 
@@ -51,7 +52,7 @@ def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify:
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import WEIGHTS, compare_logits, write_hf_folder
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_hf_folder
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
@@ -92,9 +93,11 @@ def import_from_hf(
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint import huggingface
+    from megatron_mathcpt.checkpoint.hf_weights import hf_weights
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_checkpoint_files
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
+    source = hf_weights(folder, new_rows)
     # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
     # What a killed conversion left there has its mark, a folder of the user has not.
     writing = folders.hidden_path(out)
@@ -103,10 +106,9 @@ def import_from_hf(
             (writing / name).unlink()
         (writing / "tokenizer").mkdir(exist_ok=True)
         copy_tokenizer(tokenizer or folder, writing / "tokenizer")
-        source = huggingface.hf_weights(folder, new_rows)
-        huggingface.write_checkpoint_files(source, shape, writing)
+        write_checkpoint_files(source, shape, writing)
         written = CheckpointWeights(writing, shape)
-        difference = huggingface.compare_logits(written, shape, folder, new_rows) if verify else None
+        difference = compare_logits(written, shape, folder, new_rows) if verify else None
         outputs = sync_and_describe(writing, _files(writing))
         ends, own = config_ends(folder), writing / "tokenizer" / FILE
         counts = CheckpointCounts(
@@ -120,6 +122,16 @@ def import_from_hf(
         write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
         writing.rename(out)
     return Converted(difference, was_there=False)
+
+
+def check_model(folder: Path) -> None:
+    """Refuse weights that are not just those of the folder's `config.json`."""
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
+    from megatron_mathcpt.checkpoint.hf_weights import hf_weights
+
+    hf_weights(folder, range(0))
 
 
 def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, LlamaShape]:
@@ -170,9 +182,7 @@ def hf_fingerprint(folder: Path) -> str:
     """Identify downloaded weights by the config's hash, and the weight files' sizes and sampled content."""
     # Other weights of the same shape differ everywhere, so samples distinguish them without reading 140 GB at
     # every start. Finding a flipped bit is left to the download's own checksum.
-    weights = {path.name: _sample_hash(path) for path in folder.glob("*.safetensors")}
-    if not weights:
-        raise ConfigError(f"{folder}: has no *.safetensors; other weight formats are not read")
+    weights = {path.name: _sample_hash(path) for path in weight_files(folder)}
     return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})
 
 

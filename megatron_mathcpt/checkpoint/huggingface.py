@@ -9,14 +9,12 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -25,18 +23,18 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.hf_config import hf_config, read_hf_shape
+from megatron_mathcpt.config.hf_config import hf_config
 from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.errors import CheckpointError, one_line
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
+from megatron_mathcpt.formats.weight_files import WEIGHTS
 from megatron_mathcpt.model import weights as tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WEIGHTS = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Both models compute in fp32 from the same weights, so only rounding differs: by 5e-7 for a small model.
 _LOGIT_TOLERANCE, _MORE_ERROR = 1e-4, 2
@@ -76,49 +74,6 @@ def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tenso
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
-
-
-class HuggingFaceWeights:
-    """`WeightSource` of the `*.safetensors` of a folder, packed on demand."""
-
-    def __init__(self, folder: Path, shape: LlamaShape) -> None:
-        self._shape = shape
-        self._file_of: dict[str, Path] = {}
-        sizes: dict[str, tuple[int, ...]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with _opened(path) as file:
-                self._file_of |= dict.fromkeys(file.keys(), path)
-                sizes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        # All of them before any memory is asked for: a damaged config.json names any number and size.
-        for name, size in (item for key in tensor_keys(shape) for item in hf_sizes(shape, *key).items()):
-            if name not in sizes:
-                raise CheckpointError(f"{folder}: no tensor '{name}' in its *.safetensors")
-            if sizes[name] != size:
-                found = f"'{name}' is {sizes[name]}, by config.json {size}"
-                raise CheckpointError(f"{self._file_of[name]}: {found}; the two do not belong together")
-
-    def read(self, key: str, layer: int | None) -> torch.Tensor:
-        parts = []
-        for name in hf_sizes(self._shape, key, layer):
-            with _opened(self._file_of[name]) as file:
-                parts.append(file.get_tensor(name))
-        return pack(key, parts, self._shape)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of weights; `CheckpointError` if it is cut or its header is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
-
-
-def hf_weights(folder: Path, new_rows: range) -> tensors.WeightSource:
-    """The weights of a folder, with rows of tokens that its tokenizer lacks."""
-    source = HuggingFaceWeights(folder, read_hf_shape(folder))
-    return tensors.ExtendedWeights(source, new_rows) if new_rows else source
 
 
 def write_hf_folder(
@@ -175,7 +130,10 @@ def _write_safetensors(
 
 
 def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:
-    """Write every tensor of `source` into the empty `folder`, in Megatron-Core's torch_dist format."""
+    """Write every tensor of `source` into the empty `folder`, in Megatron-Core's torch_dist format.
+
+    A key has one type, that of its first layer in `source`.
+    """
 
     # Not by Megatron-Core's own save, which needs process groups and the whole model in memory.
     def read(item: WriteItem) -> torch.Tensor:
@@ -186,8 +144,8 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
         tensor = F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
         return tensor.reshape(place.sizes)
 
-    dtype = source.read(tensors.FINAL_NORM, None).dtype
-    items = [_write_item(key, layer, shape, dtype) for key, layer in tensor_keys(shape)]
+    dtypes = {key: source.read(key, layer).dtype for key, layer in tensor_keys(shape) if not layer}
+    items = [_write_item(key, layer, shape, dtypes[key]) for key, layer in tensor_keys(shape)]
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
     plans, metadata = create_default_global_save_plan([SavePlan(items)])
@@ -220,7 +178,13 @@ def compare_logits(
     tokens = _tokens(shape, folder)
     some = torch.tensor(new_rows[:_LENGTH], dtype=tokens.dtype)
     tokens[0, : len(some)] = some
-    reference = load_reference(folder, new_rows).float().eval()
+    # Not in the one type that transformers would take for all tensors; new rows are rounded as ours are.
+    reference = load_reference(folder, new_rows, dtype="float32").eval()
+    keys = [key for key in (tensors.EMBEDDING, tensors.OUTPUT) if key in tensors.packed_sizes(shape)]
+    parts = (reference.get_input_embeddings(), reference.get_output_embeddings())
+    for part, key in zip(parts, keys, strict=False) if new_rows else ():
+        rows = part.weight.data[new_rows.start : new_rows.stop]
+        rows.copy_(rows.to(source.read(key, None).dtype))
     ours, theirs = _megatron_logits(source, shape, tokens), reference(tokens).logits
     difference = float((ours - theirs).abs().max())
     if not difference <= _LOGIT_TOLERANCE:

@@ -4,9 +4,11 @@ A model is a Hugging Face folder, a hub id (`OWNER/NAME`, or `OWNER/NAME@REVISIO
 checkpoint of ours, or the name under which a server at `endpoint` lists it.
 """
 
+import hashlib
 import os
 import re
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,11 @@ from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, one_line
 from megatron_mathcpt.evaluation.tokens import load_tokenizer, read_config
-from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_json
+from megatron_mathcpt.formats.files import hash_file, hash_json, read_small
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import FILE, begin_token, config_ends, token_text
+from megatron_mathcpt.formats.weight_files import read_tensors
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -40,10 +43,6 @@ _FOLLOWERS = {
 }
 _SERVED = ("id", "root", "parent", "owned_by", "max_model_len", "meta")  # what does not change at a restart
 logger = get_logger(__name__)
-
-
-class _WeightFiles(Row):
-    weight_map: dict[str, str]  # by tensor, the file in the folder
 
 
 def resolve(model: str | Path, config: EvaluationConfig) -> EvaluationConfig:
@@ -144,7 +143,7 @@ def fingerprint(model: str | Path, config: EvaluationConfig) -> str:
     if not config.tokenizer and config.backend != "openai":
         return own
     folder = tokenizer_folder(model, config)
-    return hash_json({"model": own} | {path.name: hash_file(path) for path in _small_files(folder)})
+    return hash_json({"model": own} | _small_files(folder))
 
 
 def _folder_fingerprint(folder: Path, backend: str) -> str:
@@ -154,18 +153,15 @@ def _folder_fingerprint(folder: Path, backend: str) -> str:
         raise EvaluationError(f"{folder}: no config.json here; a checkpoint needs --backend megatron")
     if (folder / FILE_NAME).is_file():
         return load_manifest(folder, "hf").fingerprint()
-    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-    if index.is_file():  # of a sharded model; an interrupted download lacks some of its files
-        names = {*read_json(index, _WeightFiles, "download it again").weight_map.values()}
-    if missing := sorted(name for name in names if not (folder / name).is_file()):
-        raise EvaluationError(f"{folder / missing[0]}: missing, the model folder is not complete")
+    read_tensors(folder)  # an interrupted download lacks some files or their ends
     # Only samples of the weights' bytes are hashed: no evaluation should start by reading 140 GB.
-    small = {path.name: hash_file(path) for path in _small_files(folder)}
-    return hash_json({"weights": hf_fingerprint(folder)} | small)
+    return hash_json({"weights": hf_fingerprint(folder)} | _small_files(folder))
 
 
-def _small_files(folder: Path) -> list[Path]:
-    return sorted(path for pattern in ("*.json", "*.model", "*.jinja") for path in folder.glob(pattern))
+def _small_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files that are no weights; raises `DataError` for a Git LFS pointer."""
+    paths = sorted(path for pattern in ("*.json", "*.model", "*.jinja") for path in folder.glob(pattern))
+    return {path.name: hashlib.sha256(read_small(path, most=inf)).hexdigest() for path in paths}
 
 
 def served_model(name: str, endpoint: str) -> JsonObject:

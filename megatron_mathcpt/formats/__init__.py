@@ -5,7 +5,7 @@ compressed input; `strict_json`, JSON from outside; `json_arrays`, documents of 
 and Arrow; `manifest`, what makes a folder complete and what went into it; `output_folder`, which folders are
 ours to write in, by one process at a time; `corpus_folder`, a finished corpus, its counts and its documents
 by number or raw line; `indexed_dataset`, Megatron-Core's `.bin` and `.idx`; `sft_folder`, packed samples;
-`run_folder`, a run's checkpoints and metrics, and which of them are kept; `benchmark`, files of test items;
-`evaluation_folder`, scores and answers. Nothing in this package imports a stage, so every stage may import
-it.
+`run_folder`, a run's checkpoints and metrics, and which of them are kept; `weight_files`, the tensors of a
+Hugging Face folder; `benchmark`, files of test items; `evaluation_folder`, scores and answers. Nothing in
+this package imports a stage, so every stage may import it.
 """

@@ -212,9 +212,16 @@ def read_small(path: Path, remedy: str = "give a readable file", most: float = M
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason}); {remedy}") from error
+    refuse_pointer(path, data)
     if len(data) > most:
         raise DataError(f"{path}: more than {most:,} bytes; {remedy}")
     return data
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Raise `DataError` if a file that begins with `start` is what Git has in place of a large one."""
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
 
 
 Lines = Iterator[tuple[int, list[bytes | DataError]]]

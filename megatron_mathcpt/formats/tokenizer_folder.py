@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -71,6 +72,7 @@ def read_tokenizer(file: Path) -> "Tokenizer":
     except BaseException as error:  # the library raises plain Exception for any damage, or a panic of Rust's
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
+        read_small(file, most=inf)  # names a Git LFS pointer
         raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
 
 

@@ -28,6 +28,7 @@ from megatron_mathcpt.formats.corpus_folder import (
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, config_ends
+from megatron_mathcpt.formats.weight_files import read_tensors
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.train import identity
 
@@ -104,6 +105,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     elif config.init.hf is not None:
         shape = read_hf_shape(config.init.hf)
         fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
+        read_tensors(config.init.hf)
         ends |= {*config_ends(config.init.hf)}
     assert shape is not None
     if config.model not in (None, shape):
@@ -135,6 +137,8 @@ def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:
         convert.verify_exported(config.init.hf, full=full)
+        if full:  # else the processes that train do it, which load torch anyway
+            convert.check_model(config.init.hf)
 
 
 def _folders(config: ExperimentConfig) -> list[Path]:

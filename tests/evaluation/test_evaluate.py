@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.errors import EvaluationError, ManifestError
+from megatron_mathcpt.errors import EvaluationError, ManifestError, MathCptError
 from megatron_mathcpt.evaluation import evaluate as evaluating
 from megatron_mathcpt.evaluation import responses
 from megatron_mathcpt.evaluation.evaluate import evaluate
@@ -306,7 +306,7 @@ def test_model_folder_is_checked_before_loading(
         (model_folder, 256, "window is 256 tokens"),
     ):
         config = CONFIG.model_copy(update={"max_new_tokens": new_tokens})
-        with pytest.raises(EvaluationError, match=message):
+        with pytest.raises(MathCptError, match=message):
             evaluate(folder, files, config, tmp_path / "out")
 
 
