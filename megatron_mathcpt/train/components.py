@@ -138,8 +138,8 @@ def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> 
             fill(model, ExtendedWeights(theirs, inputs.new_rows))
         else:
             load_state(inputs.checkpoint, model, None, layout)
-    elif init.hf is not None:
-        fill(model, hf_weights(init.hf, inputs.new_rows))
+    elif inputs.hf is not None:
+        fill(model, hf_weights(inputs.hf, inputs.new_rows))
     else:
         fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 

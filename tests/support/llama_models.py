@@ -27,7 +27,8 @@ def build_both(shape: LlamaShape, layout: parallel.Layout, folder: Path) -> tupl
     """Megatron-Core's and transformers' model of the same random weights, which are written to `folder`."""
     from transformers import LlamaForCausalLM
 
-    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
     from megatron_mathcpt.model.weights import RandomWeights
 
     write_hf_folder(RandomWeights(shape, 3), shape, folder, eos_id=None)
