@@ -16,6 +16,7 @@ from megatron_mathcpt.log import get_logger
 _ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _SNAPSHOT = re.compile(r".*/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})")  # in the hub's cache
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]  # of a model, that are downloaded
+_FOLDERS = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]  # all but additional_chat_templates
 logger = get_logger(__name__)
 
 
@@ -65,7 +66,7 @@ def local_folder(model: str | Path) -> Path:
     name, _, revision = str(model).partition("@")
     with hub_errors(f"{model}: no such folder here; as a hub id"):
         found = snapshot_download(
-            name, revision=revision or None, allow_patterns=_FILES, ignore_patterns="*/*"
+            name, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_FOLDERS
         )
     logger.info("%s: commit %s of the Hugging Face hub", name, Path(found).name)
     return Path(found)
