@@ -2,6 +2,7 @@
 
 In reading order: `save` writes a checkpoint atomically, now or in the background; `load` verifies and reads
 it in any layout; `optimizer_state` cuts the sharded optimizer's state so that this works; `convert` is the
-two conversions with their checks, `huggingface` their tensors, files and comparison of logits. All pickles
-are read by `safe_pickle`. Names, commit and retention of the folders are in formats/run_folder.
+two conversions with their checks, `huggingface` their tensors and comparison of logits, `hf_export` the files
+of weights, `side_files` the others, `model_card` the README. All pickles are read by `safe_pickle`. Names,
+commit and retention of the folders are in formats/run_folder.
 """

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,15 +27,11 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     name: str
     dtype: torch.dtype
     size: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.size) * self.dtype.itemsize
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,8 @@ def _plan_files(
     files: list[list[_Tensor]] = [[]]
     for key, layer in tensor_keys(shape):
         for name, size in hf_sizes(shape, key, layer).items():
-            tensor = _Tensor(name, dtype_of(key), size)
+            dtype = dtype_of(key)
+            tensor = _Tensor(name, dtype, size, math.prod(size) * dtype.itemsize)
             if files[-1] and sum(one.bytes for one in files[-1]) + tensor.bytes > most:
                 files.append([])
             files[-1].append(tensor)
@@ -122,11 +120,8 @@ def _write_file(
     end = 0
     for one in content:
         begin, end = end, end + one.bytes
-        header[one.name] = {
-            "dtype": _DTYPE_NAMES[one.dtype],
-            "shape": one.size,
-            "data_offsets": [begin, end],
-        }
+        known = {"dtype": _DTYPE_NAMES[one.dtype], "shape": one.size}
+        header[one.name] = known | {"data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors must be aligned to 8 bytes
     start = len(text).to_bytes(8, "little") + text

@@ -11,16 +11,11 @@ from pathlib import Path
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
 from megatron_mathcpt.formats import evaluation_folder
-from megatron_mathcpt.formats.corpus_folder import KIND, corpus_counts
+from megatron_mathcpt.formats.corpus_folder import corpus_counts
 from megatron_mathcpt.formats.evaluation_folder import RESULTS, TaskScore, load_results
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, read_manifest, verify_part
-from megatron_mathcpt.formats.run_folder import (
-    CheckpointCounts,
-    checkpoint_counts,
-    checkpoint_manifest,
-    run_of,
-)
+from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_counts, run_of
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.statistics import wilson_interval
@@ -35,13 +30,14 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 ```"""
 _TERMS = "Not set by the export: the terms of the base model and of the data apply."
 logger = get_logger(__name__)
+_Scored = tuple[Manifest, dict[str, TaskScore]]
 
 
 def write_card(out: Path, checkpoint: Path, scores: Sequence[Path]) -> None:
     """Write the card of the export in `out`, with the given scores, or those in the checkpoint's run."""
-    manifest, exported = checkpoint_manifest(checkpoint), load_manifest(out, "hf")
+    manifest, exported = load_manifest(checkpoint, "checkpoint"), load_manifest(out, "hf")
     found = _scores(checkpoint, scores, {manifest.fingerprint(), exported.fingerprint()})
-    text = model_card(manifest, exported, [*_corpora(manifest)], found)
+    text = model_card(manifest, exported, _corpora(manifest), found)
     signed = f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n".encode()
     there = (out / CARD).read_bytes() if (out / CARD).is_file() else b""
     body = there.rpartition(_MARK.encode())[0]
@@ -51,19 +47,16 @@ def write_card(out: Path, checkpoint: Path, scores: Sequence[Path]) -> None:
         write_atomically(out / CARD, signed)
 
 
-def _scores(
-    checkpoint: Path, given: Sequence[Path], models: set[str]
-) -> list[tuple[Manifest, dict[str, TaskScore]]]:
-    found = []
+def _scores(checkpoint: Path, given: Sequence[Path], models: set[str]) -> Iterable[_Scored]:
+    """Those of `models`, by their fingerprints; `CheckpointError` if any that was given is of another."""
     for folder in given or [(run_of(checkpoint) or checkpoint) / "evaluation"]:
         if given or (folder / FILE_NAME).is_file():
             evaluation = load_manifest(folder, evaluation_folder.KIND)
             verify_part(folder, evaluation, lambda name: name == RESULTS)
             if evaluation.inputs.get("model") in models:
-                found.append((evaluation, load_results(folder).tasks))
+                yield evaluation, load_results(folder).tasks
             elif given:
                 raise CheckpointError(f"{folder}: has the scores of another model; evaluate this one")
-    return found
 
 
 def _corpora(checkpoint: Manifest) -> Iterable[Manifest]:
@@ -77,10 +70,7 @@ def _corpora(checkpoint: Manifest) -> Iterable[Manifest]:
 
 
 def model_card(
-    checkpoint: Manifest,
-    exported: Manifest,
-    corpora: Sequence[Manifest],
-    scores: Sequence[tuple[Manifest, dict[str, TaskScore]]],
+    checkpoint: Manifest, exported: Manifest, corpora: Iterable[Manifest], scores: Iterable[_Scored]
 ) -> str:
     """The text of the card; the same for the same manifests."""
     from huggingface_hub import ModelCardData
@@ -103,25 +93,23 @@ def model_card(
 
 
 def _description(checkpoint: Manifest, exported: Manifest, counts: CheckpointCounts) -> str:
-    init = checkpoint.config.get("init", {})
-    start = {"hf": "the Hugging Face weights", "checkpoint": "the checkpoint"}
-    kind = next((name for name in start if name in checkpoint.inputs), None)
-    whose = f"random weights of seed {checkpoint.config.get('seed')}"
-    if kind is not None:
-        name = Path(init[kind]).name if init.get(kind) else ""
-        whose = " ".join(filter(None, [start[kind], _text(name)]))
-        whose += f" (fingerprint `{checkpoint.inputs[kind]}`)"
-    done = f"Trained from {whose} for {counts.step:,} steps, {counts.consumed_tokens:,} tokens."
-    lines = [done if init else f"Converted, without training, from {whose}."]
-    if counts.base:
-        lines.append(f"Its base is {_text(counts.base)} on the Hugging Face hub.")
-    elif kind is not None:
-        lines.append("No id of its base on a hub is known.")
+    config, inputs = checkpoint.config, checkpoint.inputs
+    start, init = f"random weights of seed {config.get('seed')}", config.get("init", {})
+    for kind, what in (("hf", "Hugging Face weights"), ("checkpoint", "checkpoint")):
+        if kind in inputs:
+            name = _text(Path(init[kind]).name) if init else "of a folder"
+            start = f"the {what} {name} (fingerprint `{inputs[kind]}`)"
+    lines = [f"Converted, without training, from {start}."]
+    if init:
+        lines = [f"Trained from {start} for {counts.step:,} steps, {counts.consumed_tokens:,} tokens."]
+    where = f"{_text(counts.base)} on the Hugging Face hub" if counts.base else "not known by a hub's id"
+    if not init.get("scratch"):
+        lines.append(f"Its base is {where}.")
     if counts.begin is not None:
         lines.append(f"Documents begin with {_text(counts.begin) or 'no token'}.")
     difference = checkpoint_counts(exported).max_abs_logit_difference
     if difference is not None:
-        lines.append(f"Its logits and those of the trained model differ by at most {difference:.1e}.")
+        lines.append(f"transformers' logits and Megatron-Core's differ by at most {difference:.1e}.")
     return " ".join(lines)
 
 
@@ -143,46 +131,33 @@ def _data(counts: CheckpointCounts) -> str:
     return _table(headings, rows) if rows else ""
 
 
-def _decontamination(corpora: Sequence[Manifest]) -> Iterable[str]:
+def _decontamination(corpora: Iterable[Manifest]) -> Iterable[str]:
     for corpus in corpora:
-        if corpus.kind != KIND or "decontaminate" not in corpus.config:
-            continue
-        name, settings = _text(corpus.config.get("name", "")), corpus.config["decontaminate"]
-        if settings is None:
+        name, settings = _text(corpus.config.get("name")), corpus.config.get("decontaminate", False)
+        if settings:
+            sources = corpus_counts(corpus).sources.values()
+            dropped = sum(source.dropped.get("contaminated", 0) for source in sources)
+            read = sum(source.read for source in sources)
+            against = sorted(key.partition("/")[2] for key in corpus.inputs if key.startswith("benchmark/"))
+            limits = ("ngram_words", "ngram_characters", "problem_overlap")
+            shown = ", ".join(f"{limit} {settings[limit]}" for limit in limits if limit in settings)
+            yield (
+                f"- Corpus {name}: {dropped:,} of {read:,} documents were dropped as they overlap with items "
+                f"of {', '.join(map(_text, against))} ({_text(shown)})."
+            )
+        elif settings is None:  # adopted datasets do not say
             yield f"- Corpus {name}: not decontaminated."
-            continue
-        sources = corpus_counts(corpus).sources.values()
-        dropped, read = (
-            sum(one.dropped.get("contaminated", 0) for one in sources),
-            sum(x.read for x in sources),
-        )
-        against = sorted(key.partition("/")[2] for key in corpus.inputs if key.startswith("benchmark/"))
-        overlap = f"{settings['ngram_words']} words, or {settings['ngram_characters']} Chinese characters"
-        yield (
-            f"- Corpus {name}: {dropped:,} of {read:,} documents dropped for {overlap}, in common with an "
-            f"item of {', '.join(map(_text, against))}."
-        )
 
 
 def _recipe(checkpoint: Manifest) -> list[tuple[str, str]]:
     config: JsonObject = checkpoint.config
-    optimizer, train, parallel = config["optimizer"], config["train"], config["parallel"]
-    schedule, precision = config["schedule"], config["precision"]
+    train, shown = config["train"], ("optimizer", "schedule", "precision", "parallel")
     batch, length = train["global_batch_size"], train["seq_length"]
-    kinds = ("tensor_model", "pipeline_model", "context")
-    sizes = [f"{kind.removesuffix('_model')} {parallel[f'{kind}_parallel_size']}" for kind in kinds]
-    types = [precision["params_dtype"], "FP8 GEMMs" if precision.get("fp8") else ""]
-    return [
-        ("lr, min_lr", f"{optimizer['lr']:g}, {optimizer['min_lr']:g}"),
-        ("schedule", f"{schedule['lr_decay_style']}, warmup {schedule['lr_warmup_fraction']:.1%}"),
-        ("optimizer", f"AdamW, betas {optimizer['adam_beta1']:g} and {optimizer['adam_beta2']:g}"),
-        ("weight decay, gradient clipping", f"{optimizer['weight_decay']:g}, {optimizer['clip_grad']:g}"),
-        ("batch", f"{batch * length:,} tokens: {batch:,} sequences of {length:,}"),
-        ("precision", ", ".join(filter(None, types))),
-        ("parallel sizes", ", ".join(sizes)),
-        ("versions", ", ".join(f"{name} {version}" for name, version in checkpoint.versions.items())),
-        ("commit", checkpoint.commit),
-    ]
+    # Under Megatron-Core's names; what is off or unset is left out.
+    settings = {name: ", ".join(f"{k} {v}" for k, v in config[name].items() if v) for name in shown}
+    settings["batch"] = f"{batch * length:,} tokens: {batch:,} sequences of {length:,}"
+    settings["versions"] = ", ".join(f"{name} {version}" for name, version in checkpoint.versions.items())
+    return [*settings.items(), ("commit", checkpoint.commit)]
 
 
 def _scored(evaluation: Manifest, tasks: dict[str, TaskScore]) -> str:

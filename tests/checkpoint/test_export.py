@@ -216,7 +216,8 @@ def test_the_card_has_the_numbers_of_the_manifests(run: Path, tmp_path: Path) ->
         seen, available = (counts["tokens_by_source"][pool][name] for name in ("seen", "available"))
         assert rows[pool][:4] == [share, f"{asked:,}", f"{seen:,}", f"{seen / available:.2f}"]
     assert rows["batch"] == ["128 tokens: 2 sequences of 64"]
-    assert rows["lr, min_lr"] == ["0.003, 0"]
+    assert rows["optimizer"][0].startswith("lr 0.003, weight_decay 0.1, adam_beta1 0.9, adam_beta2 0.95, ")
+    assert rows["schedule"] == ["lr_decay_style constant, lr_wsd_decay_fraction 0.1"]
     assert "# a\\_run\\|\\*\n" in text
     assert f"weights Base-1 (fingerprint `{manifest.inputs['hf']}`) for 20 steps, 2,560 tokens" in text
     assert "- Corpus c: not decontaminated." in text and "## Scores" not in text
