@@ -124,8 +124,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     tokenizer = tokenizer.model_copy(update={"end_ids": tuple(sorted(ends))})
     notes = (*dict.fromkeys(filter(None, checked)), *identity.describe(config, rows))
     begin = identity.begin_text(config, tokenizer, weights)
-    found = (checkpoint, hf, base, available, begin, rows, notes)
-    return Inputs(resolved, fingerprints, tokenizer, *found)
+    return Inputs(resolved, fingerprints, tokenizer, checkpoint, hf, base, available, begin, rows, notes)
 
 
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
