@@ -1,34 +1,36 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
-import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from megatron_mathcpt.checkpoint.model_card import CARD, write_card
+from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, TOKENIZERS, base_of, copy_side_files
 from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError, first_error
+from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
+from megatron_mathcpt.formats.files import hash_file, hash_json
+from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
 from megatron_mathcpt.formats.tokenizer_folder import (
     FILE,
-    GENERATION,
     compare_tokenizers,
     config_ends,
     named_begin,
     tokenizer_file,
 )
-from megatron_mathcpt.formats.weight_files import WEIGHTS, weight_files
-from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.formats.weight_files import weight_files
 
 
 @dataclass(frozen=True)
@@ -39,46 +41,66 @@ class Converted:
     was_there: bool
 
 
-def export_to_hf(run: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True) -> Converted:
-    """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`."""
+def export_to_hf(
+    run: Path,
+    out: Path,
+    tokenizer: Path | None = None,
+    *,
+    scores: Sequence[Path] = (),
+    verify: bool = True,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Converted:
+    """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`.
+
+    Its model card has the scores in these folders of evaluations, without them those of the run.
+    """
     checkpoint = folders.chosen_checkpoint(run)
     manifest = checkpoint_manifest(checkpoint)
+    for folder in scores:
+        manifests.load_manifest(folder, evaluation_folder.KIND)
     inputs = {"checkpoint": manifest.fingerprint()}
     config = {"model": manifest.config["model"]}
     if is_complete(out, "hf", inputs=inputs, config=config):
+        write_card(out, checkpoint, scores)
         return _found(manifests.load_manifest(out, "hf"))
     manifests.verify_hashes(checkpoint, manifest)
     # Imports from here on load torch, which takes seconds: a finished conversion is reported without it.
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import ExportOptions, write_hf_folder
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     shape, theirs = checkpoint_shape(manifest), folders.checkpoint_counts(manifest)
     source = CheckpointWeights(checkpoint, shape)
     given = None if tokenizer is None else chosen_tokenizer(checkpoint, manifest, tokenizer)
-    own = given or own_tokenizer(checkpoint, manifest)
-    ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own))))
-    begin = named_begin(own) if theirs.bos_id is None else theirs.bos_id
-    with locked_folder(out, "hf", [WEIGHTS, *TOKENIZER_FILES]):
-        weights = write_hf_folder(source, shape, out, eos_id=ends, bos_id=begin)
-        copy_tokenizer(own, out)
-        _write_ends(out, ends)
+    own, base = given or own_tokenizer(checkpoint, manifest), base_of(checkpoint)
+    named = () if base is None else config_ends(base)
+    ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own), *named)))
+    begin = named_begin(own) if theirs.bos_id is None and base is None else theirs.bos_id
+    with locked_folder(out, "hf"):
+        _check_tokenizer(own)
+        copy_side_files(own, base, out)
+        options = ExportOptions(base, "precision" in manifest.config, source.dtype, max_file_bytes)
+        weights = write_hf_folder(source, shape, out, eos_id=ends, bos_id=begin, options=options)
         difference = compare_logits(source, shape, out) if verify else None
         counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
-        outputs = weights | sync_and_describe(out, _files(out) - weights.keys())
+        # Not of the card, which is there to be edited, and gets scores later.
+        outputs = weights | sync_and_describe(out, _files(out) - {CARD, *weights})
         write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
+    write_card(out, checkpoint, scores)
     return Converted(difference, was_there=False)
 
 
 def import_from_hf(
     folder: Path, out: Path, tokenizer: Path | None = None, *, verify: bool = True
 ) -> Converted:
-    """Convert the Hugging Face folder `folder` to the checkpoint `out`, with its tokenizer.
+    """Convert the Hugging Face folder, or hub id, `folder` to the checkpoint `out`, with its small files.
 
     `tokenizer` is the folder of one with more tokens, such as a corpus's: they get rows (model/weights.py).
     """
+    folder = local_folder(folder)
     shape = read_hf_shape(folder)
     verify_exported(folder)
     inputs, new_rows = {"hf": hf_fingerprint(folder)}, range(0)
@@ -105,7 +127,8 @@ def import_from_hf(
         for name in _files(writing):
             (writing / name).unlink()
         (writing / "tokenizer").mkdir(exist_ok=True)
-        copy_tokenizer(tokenizer or folder, writing / "tokenizer")
+        _check_tokenizer(tokenizer or folder)
+        copy_side_files(tokenizer or folder, folder, writing / "tokenizer")
         write_checkpoint_files(source, shape, writing)
         written = CheckpointWeights(writing, shape)
         difference = compare_logits(written, shape, folder, new_rows) if verify else None
@@ -117,6 +140,7 @@ def import_from_hf(
             end_ids=ends,
             bos_id=read_hf_bos(folder),
             tokenizer=hash_file(own) if own.is_file() else None,
+            base=pinned_id(folder),
             max_abs_logit_difference=difference,
         )
         write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
@@ -149,15 +173,6 @@ def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, Lla
     return rows, shape.model_copy(update={"vocab_size": max(size, ours)})
 
 
-def _write_ends(folder: Path, ends: tuple[int, ...]) -> None:
-    """Have `generation_config.json`, which is read before `config.json`, name several end tokens."""
-    path = folder / GENERATION
-    if len(ends) > 1:
-        settings: JsonObject = json.loads(path.read_bytes()) if path.is_file() else {}
-        text = json.dumps(settings | {"eos_token_id": [*ends]}, indent=2)
-        write_atomically(path, text.encode())
-
-
 def _found(manifest: Manifest) -> Converted:
     return Converted(folders.checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
 
@@ -173,8 +188,6 @@ def verify_exported(folder: Path, *, full: bool = False) -> None:
         manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
 
 
-_TOKENIZERS = (FILE, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-TOKENIZER_FILES = (*_TOKENIZERS, "chat_template.jinja", GENERATION)
 _BLOCK, _BLOCKS = 2**16, 64
 
 
@@ -213,12 +226,32 @@ def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:
         return checkpoint / "tokenizer"
     if corpus := data.get("corpus"):
         return _tokenizer_of(Path(corpus[0] if isinstance(corpus, list) else corpus))
+    kept = (folders.run_of(checkpoint) or checkpoint) / folders.BASE
+    if any((kept / name).is_file() for name in TOKENIZERS):  # as they were when the run began
+        return kept
     if init.get("hf"):
-        return Path(init["hf"])
+        return local_folder(init["hf"])
     if init.get("checkpoint"):
         start = folders.newest_checkpoint(Path(init["checkpoint"]))
         return own_tokenizer(start, checkpoint_manifest(start))
     raise CheckpointError(f"{checkpoint}: has no tokenizer; pass one with --tokenizer")
+
+
+def keep_base(run: Path, hf: Path | None, checkpoint: Path | None) -> None:
+    """Copy the small files of the weights that a new run begins from into its folder, for its exports."""
+    kept, writing = run / folders.BASE, run / f".{folders.BASE}"
+    if kept.exists() or not (hf or checkpoint):
+        return
+    own = base = hf
+    if checkpoint is not None:
+        base = base_of(checkpoint)
+        with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged
+            own = own_tokenizer(checkpoint, checkpoint_manifest(checkpoint))
+    if found := own or base:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        copy_side_files(found, base, writing)
+        writing.rename(kept)
 
 
 def _tokenizer_of(corpus: Path) -> Path:
@@ -249,9 +282,6 @@ def check_same(given: Path, own: Path | None, recorded: str | None = None) -> No
         raise CheckpointError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give it")
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not {*found} & {*_TOKENIZERS}:
-        raise CheckpointError(f"{source}: has no tokenizer; pass one with --tokenizer")
-    for name in found:
-        shutil.copyfile(source / name, folder / name)
+def _check_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise CheckpointError(f"{folder}: has no tokenizer; pass one with --tokenizer")

@@ -1,14 +1,10 @@
-"""Hugging Face Llama folders: read and write weights tensor by tensor, compare logits.
+"""Hugging Face Llama folders: read weights tensor by tensor, convert them to a checkpoint, compare logits.
 
 Megatron-Core packs query, key and value by key-value head ([q heads of the group; k; v] on dimension 0, group
 after group), and gate above up. Only comparing logits needs a whole model in memory.
 """
 
-import hashlib
-import json
-import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,19 +19,14 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.hf_config import hf_config
 from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
 from megatron_mathcpt.errors import CheckpointError, one_line
-from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
-from megatron_mathcpt.formats.manifest import OutputFile
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
-from megatron_mathcpt.formats.weight_files import WEIGHTS
 from megatron_mathcpt.model import weights as tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Both models compute in fp32 from the same weights, so only rounding differs: by 5e-7 for a small model.
 _LOGIT_TOLERANCE, _MORE_ERROR = 1e-4, 2
 _SAMPLES, _LENGTH = 2, 128
@@ -74,59 +65,6 @@ def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tenso
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
-
-
-def write_hf_folder(
-    source: tensors.WeightSource,
-    shape: LlamaShape,
-    folder: Path,
-    *,
-    eos_id: int | Sequence[int] | None,
-    bos_id: int | None = None,
-) -> dict[str, OutputFile]:
-    """Write `config.json` and `model.safetensors`; return the latter's size and checksum."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = source.read(tensors.FINAL_NORM, None).dtype
-    weights = _write_safetensors(folder / WEIGHTS, source, shape, dtype)
-    config = hf_config(shape, dtype=str(dtype).removeprefix("torch."), bos_id=bos_id, eos_id=eos_id)
-    write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    return {WEIGHTS: weights}
-
-
-def _write_safetensors(
-    path: Path, source: tensors.WeightSource, shape: LlamaShape, dtype: torch.dtype
-) -> OutputFile:
-    """Write the tensors one by one, while threads read the next and hash the previous one."""
-    # Not by safetensors' `save_file`, which needs the whole model in memory. Layout: 8 bytes header length,
-    # JSON header with each tensor's byte range, the bytes (github.com/huggingface/safetensors, "Format").
-    keys = list(tensor_keys(shape))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, size in (item for key in keys for item in hf_sizes(shape, *key).items()):
-        begin, end = end, end + math.prod(size) * dtype.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": size, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors must be aligned to 8 bytes
-    start = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(start)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-        disk = BackgroundFsync(file)
-        file.write(start)
-        hashing = hasher.submit(digest.update, b"")
-        next_tensor = reader.submit(source.read, *keys[0])
-        for (key, _), next_key in zip(keys, [*keys[1:], None], strict=True):
-            whole = next_tensor.result()
-            if next_key is not None:
-                next_tensor = reader.submit(source.read, *next_key)
-            for part in unpack(key, whole, shape):
-                data = part.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data
-                hashing.result()
-                hashing = hasher.submit(digest.update, data)
-                file.write(data)
-                disk.wrote(data.nbytes)
-        hashing.result()
-        disk.finish()
-    return OutputFile(bytes=len(start) + end, sha256=digest.hexdigest())
 
 
 def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:

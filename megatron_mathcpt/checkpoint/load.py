@@ -177,10 +177,17 @@ class CheckpointWeights:
         self._reader = CheckpointReader(path)
         self._reader.set_up_storage_reader(self._reader.index, is_coordinator=True)
 
-    def read(self, key: str, layer: int | None) -> torch.Tensor:
+    def dtype(self, key: str) -> torch.dtype:
+        return self._stored(key).properties.dtype
+
+    def _stored(self, key: str) -> TensorStorageMetadata:
         stored = self._reader.index.state_dict_metadata.get(key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
+        return stored
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        stored = self._stored(key)
         first, rows = (0, stored.size[0]) if layer is None else (layer, 1)  # a layer is a row of the stored
         if key.endswith((EMBEDDING, OUTPUT)):
             rows = self._shape.vocab_size or rows  # without the padding

@@ -65,17 +65,30 @@ def to_hf(
     run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
     out: Annotated[Path, Option(help="Hugging Face folder to write")],
     tokenizer: Annotated[Path | None, Option(help="tokenizer folder; default: the corpus's")] = None,
+    scores: Annotated[
+        list[Path] | None, Option(help="evaluation folder, for the model card; may be repeated")
+    ] = None,
+    push: Annotated[str | None, Option(help="upload to this OWNER/NAME of the hub; private if new")] = None,
     verify: Verify = True,
 ) -> None:
-    """Write a Hugging Face folder from a run's chosen checkpoint."""
-    from megatron_mathcpt.checkpoint.convert import export_to_hf
+    """Write a Hugging Face folder from a run's chosen checkpoint, with a model card (README.md)."""
+    from megatron_mathcpt.checkpoint.convert import export_to_hf, verify_exported
+    from megatron_mathcpt.checkpoint.model_card import CARD
+    from megatron_mathcpt.formats import hub
+    from megatron_mathcpt.formats.manifest import load_manifest
 
-    _show(out, export_to_hf(run, out, tokenizer, verify=verify))
+    if push is not None:
+        hub.check_login(push)
+    _show(out, export_to_hf(run, out, tokenizer, scores=scores or (), verify=verify))
+    if push is not None:
+        verify_exported(out, full=True)
+        # Not the manifest, which has paths of this machine.
+        echo(f"pushed to {hub.upload(out, [*load_manifest(out, 'hf').outputs, CARD], push)}")
 
 
 @verb("from-hf", conversion)
 def from_hf(
-    folder: Annotated[Path, Argument(help="Hugging Face folder of a Llama")],
+    folder: Annotated[Path, Argument(help="Hugging Face folder, or OWNER/NAME[@REVISION] on its hub")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
     tokenizer: Annotated[Path | None, Option(help="tokenizer with added tokens, which get rows")] = None,
     verify: Verify = True,

@@ -18,10 +18,10 @@ class InitSection(Section):
     """Where the weights come from; exactly one is set.
 
     `scratch` must be set explicitly. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
-    `hf` is a Hugging Face folder. Tokens that the data's tokenizer adds to that of the weights get rows, each
-    the mean of the others (model/weights.py). `initial_loss` is a check before the first step: the loss on
-    the first `initial_loss_samples` samples must lie within `initial_loss_band` of this value, or of what
-    transformers computes from the `hf` weights.
+    `hf` is a Hugging Face folder, or OWNER/NAME@REVISION on its hub. Tokens that the data's tokenizer adds to
+    that of the weights get rows, each the mean of the others (model/weights.py). `initial_loss` is a check
+    before the first step: the loss on the first `initial_loss_samples` samples must lie within
+    `initial_loss_band` of this value, or of what transformers computes from the `hf` weights.
     """
 
     scratch: bool = False

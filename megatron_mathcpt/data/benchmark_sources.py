@@ -20,11 +20,11 @@ from pydantic import Field, RootModel
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.data.benchmark_formats import FORMATS, read_original
-from megatron_mathcpt.data.public_sources import Unreachable, hub_errors
 from megatron_mathcpt.errors import DataError, ManifestError, MathCptError
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats.benchmark import MAX_ITEMS, Item
 from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.hub import Unreachable, hub_errors
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.records import JsonObject, Language, Stage
 

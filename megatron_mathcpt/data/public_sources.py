@@ -10,20 +10,21 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from pydantic import Field, RootModel
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from megatron_mathcpt.answers.extraction import extract_answer, split_thinking
 from megatron_mathcpt.config.base import Section, load_config
-from megatron_mathcpt.errors import DataError, one_line
+from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, read_json, write_atomically
+from megatron_mathcpt.formats.hub import hub_errors
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.strict_json import decode_json
 from megatron_mathcpt.records import JsonObject, Language
@@ -317,30 +318,3 @@ def _read_note(path: Path) -> Note | None:
 
 def _measured(path: Path) -> FileNote | None:
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else None
-
-
-class Unreachable(DataError):
-    """The network, or the server, cannot be reached."""
-
-
-@contextmanager
-def hub_errors(repository: str) -> Iterator[None]:
-    """Turn what the hub's library raises into one `DataError`."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # it would print each of its retries
-    # Base error of the HTTP library, which differs between major versions of huggingface_hub.
-    transport = cast(type[Exception], HfHubHTTPError.__bases__[0])
-    try:
-        yield
-    except (transport, OSError) as error:
-        said = one_line(str(error))[:200]
-        if isinstance(error, GatedRepoError):
-            why = "gated; accept its terms on its page, then `hf auth login`"
-        elif isinstance(error, HfHubHTTPError):
-            why = f"the hub refuses ({said})"
-        else:
-            why = f"the hub cannot be reached ({said}); run the command again where there is network"
-            raise Unreachable(f"{repository}: {why}") from error
-        raise DataError(f"{repository}: {why}") from error

@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint, own_tokenizer, verify_exported
 from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.errors import EvaluationError, one_line
+from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.tokens import load_tokenizer, read_config
 from megatron_mathcpt.formats.files import hash_file, hash_json, read_small
+from megatron_mathcpt.formats.hub import is_hub_id, local_folder
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import FILE, begin_token, config_ends, token_text
 from megatron_mathcpt.formats.weight_files import read_tensors
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w./-]+)?")
 _ENDPOINT = re.compile(r"https?://[^\s@?#]+")
 # The back ends that follow a setting; all follow those that are not here. `batch_size` of `openai` is its
 # number of requests at a time.
@@ -42,7 +41,6 @@ _FOLLOWERS = {
     "data_parallel_size": ("vllm",),  # replicas of `megatron` are started as processes
 }
 _SERVED = ("id", "root", "parent", "owned_by", "max_model_len", "meta")  # what does not change at a restart
-logger = get_logger(__name__)
 
 
 def resolve(model: str | Path, config: EvaluationConfig) -> EvaluationConfig:
@@ -85,7 +83,7 @@ def _choose(model: str, config: EvaluationConfig) -> str:
     if config.endpoint:
         return "openai"
     folder = Path(model)
-    if (folder / "config.json").is_file() or (_HUB_ID.fullmatch(model) and not folder.exists()):
+    if (folder / "config.json").is_file() or is_hub_id(model):
         from megatron_mathcpt.device import on_gpu
 
         return "vllm" if find_spec("vllm") and on_gpu() else "hf"
@@ -98,34 +96,12 @@ def _choose(model: str, config: EvaluationConfig) -> str:
 
 def model_name(model: str | Path) -> str:
     """Display name of a model: RUN for `RUN/hf`, RUN/STEP for a checkpoint, else the folder's or its id."""
-    if not Path(model).exists() and _HUB_ID.fullmatch(str(model)):
+    if is_hub_id(model):
         return str(model)
     whole = Path(model).resolve()
     if whole.name.startswith("step_"):
         return f"{whole.parent.parent.name}/{whole.name}"
     return whole.parent.name if whole.name == "hf" else whole.name
-
-
-def local_folder(model: str | Path) -> Path:
-    """The folder of `model`, downloaded or found in the hub's cache if it is a hub id."""
-    name, _, revision = str(model).partition("@")
-    if Path(model).exists() or not _HUB_ID.fullmatch(str(model)):
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    try:
-        found = snapshot_download(
-            name, revision=revision or None, allow_patterns=wanted, ignore_patterns="*/*"
-        )
-    except Exception as error:  # of many types: of the network, the hub, a login, the disk
-        why = one_line(str(error)).replace(os.environ.get("HF_TOKEN") or "\0", "***")[:200]
-        raise EvaluationError(
-            f"{model}: no such folder, and the Hugging Face hub does not give it ({why}); give a folder, or "
-            "check id, login and network"
-        ) from error
-    logger.info("%s: commit %s of the Hugging Face hub", name, Path(found).name)
-    return Path(found)
 
 
 def fingerprint(model: str | Path, config: EvaluationConfig) -> str:

@@ -29,10 +29,11 @@ from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import LlamaShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.evaluation.backends import local_folder, model_tokenizer
+from megatron_mathcpt.evaluation.backends import model_tokenizer
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.evaluation.tokens import OwnTokenizer, load_tokenizer
+from megatron_mathcpt.formats.hub import local_folder
 from megatron_mathcpt.formats.run_folder import (
     CheckpointCounts,
     checkpoint_counts,

@@ -24,11 +24,13 @@ from megatron_mathcpt.records import JsonObject
 
 RUN = "run"  # kind of a run's folder
 FOLDER = "checkpoints"
+BASE = "base"  # small files of the starting weights, which exports give back (checkpoint/side_files.py)
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 INDEX_CACHE = ".index_cache"
-WRITTEN = (FOLDER, METRICS, CONFIG, ".stacks", INDEX_CACHE, ".tensorboard", ".profile")  # by a start of a run
+_HIDDEN = (".stacks", INDEX_CACHE, ".tensorboard", ".profile")
+WRITTEN = (FOLDER, BASE, METRICS, CONFIG, *_HIDDEN)  # by a start of a run
 _FILES = (METRICS, CONFIG, FILE_NAME, ".lock", f"{FOLDER}/latest")
-_FOLDERS = (FOLDER, INDEX_CACHE, ".stacks", ".tensorboard", ".profile")
+_FOLDERS = (FOLDER, BASE, *_HIDDEN)
 _PREFIX = "step_"
 _NAME = re.compile(r"step_\d{8,18}")
 
@@ -65,6 +67,7 @@ class CheckpointCounts(RunCounts):
     end_ids: tuple[int, ...] = ()  # at which generation stops: `eos_id`, and what the weights' configs name
     bos_id: int | None = None
     tokenizer: str | None = None  # SHA-256 of its tokenizer.json
+    base: str | None = None  # OWNER/NAME@COMMIT on the hub, of the weights that all training began from
     guard: JsonObject | None = None
     validation: dict[str, Loss] = Field(default_factory=dict)
     weights_only: bool = False
@@ -148,6 +151,12 @@ def check_run_folder(folder: Path) -> None:
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
     return run_folder / FOLDER / f"{_PREFIX}{step:08d}"
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint is in."""
+    path = checkpoint.resolve()
+    return path.parents[1] if path.parent.name == FOLDER and _NAME.fullmatch(path.name) else None
 
 
 def step_of(path: Path) -> int:

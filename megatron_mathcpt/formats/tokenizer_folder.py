@@ -82,7 +82,7 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", TokenizerCounts]:
     Raises `DataError` if it begins a text with more than one token, or ends it with another than that.
     """
     file = tokenizer_file(path)
-    tokenizer, settings = read_tokenizer(file), _read_settings(file.with_name(SETTINGS))
+    tokenizer, settings = read_tokenizer(file), read_settings(file.with_name(SETTINGS))
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     named = _name(settings, "eos_token")
     names = (named,) if named else _END_NAMES
@@ -102,7 +102,8 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", TokenizerCounts]:
     return tokenizer, TokenizerCounts.model_validate(counts | more)
 
 
-def _read_settings(path: Path) -> JsonObject:
+def read_settings(path: Path) -> JsonObject:
+    """A JSON object, such as a `tokenizer_config.json`; empty without the file, `DataError` if damaged."""
     if not path.is_file():
         return {}
     try:
@@ -141,7 +142,7 @@ def begin_token(path: Path) -> int | None:
 
 def named_begin(folder: Path) -> int | None:
     """The begin token that `tokenizer_config.json` names, whether or not texts begin with it."""
-    name = _name(_read_settings(folder / SETTINGS), "bos_token")
+    name = _name(read_settings(folder / SETTINGS), "bos_token")
     file = folder / FILE
     return read_tokenizer(file).token_to_id(name) if name is not None and file.is_file() else None
 
@@ -160,7 +161,7 @@ def config_ends(folder: Path) -> tuple[int, ...]:
     """Every end token of a Hugging Face folder's `config.json`, then those `generation_config.json` adds."""
     found: list[int] = []
     for name in ("config.json", GENERATION):
-        ends = _read_settings(folder / name).get("eos_token_id")
+        ends = read_settings(folder / name).get("eos_token_id")
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
         if wrong := [end for end in ends if type(end) is not int]:
             raise DataError(f"{folder / name}: eos_token_id has {wrong[0]!r:.100}, no token id")
@@ -176,7 +177,7 @@ def write_tokenizer(path: Path, folder: Path, bos: Bos = "tokenizer", added: Seq
     """
     file = tokenizer_file(path)
     vocabulary, data = read_tokenizer(file).get_vocab(with_added_tokens=True), file.read_bytes()
-    settings = _read_settings(file.with_name(SETTINGS))
+    settings = read_settings(file.with_name(SETTINGS))
     if added or bos != "tokenizer":
         tree: JsonObject = orjson.loads(data)
         if added:
@@ -193,7 +194,7 @@ def write_tokenizer(path: Path, folder: Path, bos: Bos = "tokenizer", added: Seq
         if (other := file.with_name(name)).is_file():
             write_atomically(folder / name, other.read_bytes())
     if ends := config_ends(file.parent):
-        generation = _read_settings(file.with_name(GENERATION)) | {"eos_token_id": sorted(ends)}
+        generation = read_settings(file.with_name(GENERATION)) | {"eos_token_id": sorted(ends)}
         write_atomically(folder / GENERATION, json.dumps(generation, indent=2).encode())
     write_atomically(folder / FILE, data)
 

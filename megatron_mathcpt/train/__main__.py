@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from megatron_mathcpt.checkpoint.convert import keep_base
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
@@ -117,6 +118,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
             if layout.is_writer:
                 stack.enter_context(locked_folder(out, RUN, WRITTEN))
                 write_atomically(out / CONFIG, dump_yaml(config).encode())
+                keep_base(out, inputs.hf, inputs.checkpoint)
 
         layout.agree(own_folder, out)  # before any other process writes there
         heartbeat = layout.agree(lambda: stack.enter_context(process.watchdog(out, timeout)), out)

@@ -82,8 +82,8 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     if layout.is_writer:
         folders.drop_rows_after(run_folder / folders.METRICS, counts.step, counts.metrics)
     start = None
-    if resumed is None and init.hf is not None:  # refused before the model takes its time and memory
-        start = layout.agree(partial(hf_weights, init.hf, inputs.new_rows), run_folder)
+    if resumed is None and inputs.hf is not None:  # refused before the model takes its time and memory
+        start = layout.agree(partial(hf_weights, inputs.hf, inputs.new_rows), run_folder)
     masked = config.data.document_attention
     chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
     if resumed is None:  # before the wrapper and the optimizer, which copy the weights

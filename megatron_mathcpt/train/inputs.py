@@ -25,6 +25,7 @@ from megatron_mathcpt.formats.corpus_folder import (
     corpus_counts,
     sft_counts,
 )
+from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, config_ends
@@ -48,6 +49,8 @@ class Inputs:
     fingerprints: dict[str, str]
     tokenizer: TokenizerCounts  # of the data; its end tokens with those that the weights' configs name
     checkpoint: Path | None
+    hf: Path | None = None  # the folder of `init.hf`, which may be a hub id
+    base: str | None = None  # hub id of the weights that all training began from, if it is known
     available: Mapping[str, int] = field(default_factory=dict)  # training tokens of each pool, or of "sft"
     begin: str = ""  # the token that begins every document, as text
     new_rows: range = range(0)  # of tokens that the starting weights lack
@@ -59,13 +62,14 @@ class Inputs:
 
     @property
     def recorded(self) -> JsonObject:
-        """Of the tokenizer, in the counts of each checkpoint."""
+        """Of tokenizer and base, in the counts of each checkpoint."""
         known = self.tokenizer
         return {
             "eos_id": known.eos_id,
             "end_ids": known.end_ids,
             "bos_id": known.bos_id,
             "tokenizer": known.sha256,
+            "base": self.base,
         }
 
     @property
@@ -88,8 +92,8 @@ class Inputs:
 def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights and resolve the config fields that they determine."""
     config, fingerprints, tokenizer, available = _resolve_data(config)
-    checkpoint, shape, weights, recorded = None, config.model, config.init.hf, None
-    ends = tokenizer.ends
+    checkpoint, shape, recorded, base, ends = None, config.model, None, None, tokenizer.ends
+    weights = hf = local_folder(config.init.hf) if config.init.hf else None
     if config.init.checkpoint is not None:
         checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
         manifest = folders.checkpoint_manifest(checkpoint)
@@ -98,15 +102,15 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         if config.init.load_optimizer:
             _check_optimizer(config, checkpoint, manifest)
         counts = folders.checkpoint_counts(manifest)
-        ends, recorded = ends | {*counts.ends}, counts.tokenizer
+        ends, recorded, base = ends | {*counts.ends}, counts.tokenizer, counts.base
         weights = checkpoint / "tokenizer"
         with suppress(CheckpointError, ManifestError, OSError):  # removed since, or damaged: its hash remains
             weights = convert.own_tokenizer(checkpoint, manifest)
-    elif config.init.hf is not None:
-        shape = read_hf_shape(config.init.hf)
-        fingerprints["hf"] = convert.hf_fingerprint(config.init.hf)
-        read_tensors(config.init.hf)
-        ends |= {*config_ends(config.init.hf)}
+    elif hf is not None:
+        shape, base = read_hf_shape(hf), pinned_id(hf)
+        fingerprints["hf"] = convert.hf_fingerprint(hf)
+        read_tensors(hf)
+        ends |= {*config_ends(hf)}
     assert shape is not None
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
@@ -123,7 +127,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     tokenizer = tokenizer.model_copy(update={"end_ids": tuple(sorted(ends))})
     notes = (*dict.fromkeys(filter(None, checked)), *identity.describe(config, rows))
     begin = identity.begin_text(config, tokenizer, weights)
-    return Inputs(resolved, fingerprints, tokenizer, checkpoint, available, begin, rows, notes)
+    return Inputs(resolved, fingerprints, tokenizer, checkpoint, hf, base, available, begin, rows, notes)
 
 
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
@@ -136,9 +140,10 @@ def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
         for index in sorted(folder.glob("datasets/*/*.idx")):
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:
-        convert.verify_exported(config.init.hf, full=full)
+        hf = local_folder(config.init.hf)
+        convert.verify_exported(hf, full=full)
         if full:  # else the processes that train do it, which load torch anyway
-            convert.check_model(config.init.hf)
+            convert.check_model(hf)
 
 
 def _folders(config: ExperimentConfig) -> list[Path]:

@@ -167,9 +167,9 @@ def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None
     heartbeat()
     expected, source = init.initial_loss, "init.initial_loss"
     if expected == "transformers":
-        assert init.hf is not None
+        assert state.inputs.hf is not None
         rows, source = state.inputs.new_rows, "transformers"
-        expected = transformers_loss(init.hf, rows, samples, state.layout, heartbeat)
+        expected = transformers_loss(state.inputs.hf, rows, samples, state.layout, heartbeat)
     if not abs(loss - expected) <= init.initial_loss_band:  # so that NaN fails too
         raise CheckpointError(
             f"initial loss {loss:.4f} is not within {init.initial_loss_band:g} of {expected:.4f} ({source}); "

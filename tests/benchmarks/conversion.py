@@ -56,7 +56,7 @@ def run(way: Callable[[Path, Path], object], source: Path, out: Path) -> Cost:
 
 def main(layers: int = 27, rounds: int = 3, folder: Path | None = None) -> None:
     import_ours()
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
     from megatron_mathcpt.model.weights import RandomWeights
 
     class Bf16(RandomWeights):

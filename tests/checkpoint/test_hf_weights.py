@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_mathcpt.checkpoint.convert import check_model, hf_fingerprint, import_from_hf
+from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
-from megatron_mathcpt.checkpoint.huggingface import hf_sizes, tensor_keys, unpack, write_hf_folder
+from megatron_mathcpt.checkpoint.huggingface import hf_sizes, tensor_keys, unpack
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError, MathCptError

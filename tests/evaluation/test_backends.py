@@ -297,7 +297,7 @@ def test_a_hub_id_is_its_snapshot_in_the_cache(folder: Path, tmp_path: Path) -> 
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if model == "owner/other":
             assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert done.stderr.startswith("error: owner/other: no such folder, and the Hugging Face hub does")
+            assert done.stderr.startswith("error: owner/other: no such folder here; as a hub id: the hub")
         else:
             assert done.stdout.strip() == fingerprint(folder, made(backend="hf"))
 

@@ -17,7 +17,7 @@ BOS = "<|begin_of_text|>"
 def weights_in(folder: Path, rows: int | None = None, **shape: Any) -> Path:
     """A Hugging Face folder of random weights with a tokenizer of Llama 3's kind, and so many rows."""
     save_llama3(folder)
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
     from megatron_mathcpt.model.weights import RandomWeights
 
     found = tiny_shape(vocab_size=rows or ids_of(folder), **shape)

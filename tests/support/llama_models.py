@@ -28,8 +28,8 @@ def build_both(shape: LlamaShape, layout: parallel.Layout, folder: Path) -> tupl
     """Megatron-Core's and transformers' model of the same random weights, which are written to `folder`."""
     from transformers import AutoModelForCausalLM
 
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
     from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
 
     write_hf_folder(VariedWeights(shape), shape, folder, eos_id=None)
     model = build_megatron(shape, layout, HuggingFaceWeights(folder, shape))

@@ -14,7 +14,7 @@ from tests.support.training_runs import KEEP_ALL, SHAPE, ConfigOf, build_config,
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights."""
     folder = tmp_path_factory.mktemp("hf")
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
     from megatron_mathcpt.model.weights import RandomWeights
 
     write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=EOS_ID)

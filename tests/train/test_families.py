@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.train.datasets import build_train_dataset

@@ -37,7 +37,7 @@ def words(tmp_path: Path) -> Path:
 
 
 def weights_with(folder: Path, words: list[str] | None, *, pretty: bool = True) -> Path:
-    from megatron_mathcpt.checkpoint.huggingface import write_hf_folder
+    from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 
     write_hf_folder(RandomWeights(SHAPE, 9), SHAPE, folder, eos_id=EOS_ID)
     if words:
