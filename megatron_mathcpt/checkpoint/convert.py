@@ -148,16 +148,6 @@ def import_from_hf(
     return Converted(difference, was_there=False)
 
 
-def check_model(folder: Path) -> None:
-    """Refuse weights that are not just those of the folder's `config.json`."""
-    from megatron_mathcpt.cpu import use_cpu
-
-    use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.hf_weights import hf_weights
-
-    hf_weights(folder, range(0))
-
-
 def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, LlamaShape]:
     """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them.
 

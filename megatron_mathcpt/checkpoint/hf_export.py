@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_mathcpt.checkpoint.huggingface import hf_sizes, tensor_keys, unpack
+from megatron_mathcpt.checkpoint.huggingface import unpack
 from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, write_settings
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import FINAL_NORM, hf_sizes, tensor_keys
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile, sync_and_describe
 from megatron_mathcpt.model import weights as tensors
@@ -57,7 +58,7 @@ def write_hf_folder(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in (*folder.glob("model*.safetensors"), folder / _INDEX):  # of a killed export, or a link
         leftover.unlink(missing_ok=True)
-    main = source.read(tensors.FINAL_NORM, None).dtype
+    main = source.read(FINAL_NORM, None).dtype
     files = _plan_files(shape, options.dtype_of or (lambda _: main), options.max_file_bytes)
     outputs = _write_files(folder, files, source, shape)
     if len(files) > 1:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_mathcpt.checkpoint.huggingface import hf_sizes, pack, tensor_keys
+from megatron_mathcpt.checkpoint.huggingface import pack
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import check_weights, hf_sizes
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.weight_files import check_tensors, read_tensors
 from megatron_mathcpt.model.weights import ExtendedWeights, WeightSource
 
 
@@ -23,10 +23,7 @@ class HuggingFaceWeights:
     """
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
-        self._shape, self._stored = shape, read_tensors(folder)
-        # All of them before any memory is asked for: a damaged config.json names any number and size.
-        wanted = ((key, hf_sizes(shape, key, layer)) for key, layer in tensor_keys(shape))
-        check_tensors(folder, self._stored, wanted)
+        self._shape, self._stored = shape, check_weights(folder, shape)
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         parts = []

@@ -4,7 +4,6 @@ Megatron-Core packs query, key and value by key-value head ([q heads of the grou
 after group), and gate above up. Only comparing logits needs a whole model in memory.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,16 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
+from megatron_mathcpt.config.weight_map import (
+    EMBEDDING,
+    LAYERS,
+    OUTPUT,
+    QKV,
+    QKV_BIAS,
+    packed_sizes,
+    tensor_keys,
+    tensor_sizes,
+)
 from megatron_mathcpt.errors import CheckpointError, one_line
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.model import weights as tensors
@@ -36,23 +45,9 @@ _TEXT = (
 )
 
 
-def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
-    first, *keys = tensors.packed_sizes(shape)
-    yield first, None
-    for layer in range(shape.num_layers):
-        yield from ((key, layer) for key in keys if key.startswith(tensors.LAYERS))
-    yield from ((key, None) for key in keys if not key.startswith(tensors.LAYERS))
-
-
-def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> tensors.Sizes:
-    """Names, in order, and sizes of Hugging Face's tensors that Megatron-Core's `key` packs."""
-    before = "" if layer is None else f"model.layers.{layer}."
-    return {before + name: size for name, size in tensors.packed_sizes(shape)[key].items()}
-
-
 def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
-    if key not in (tensors.QKV, tensors.QKV_BIAS):
+    if key not in (QKV, QKV_BIAS):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -60,8 +55,8 @@ def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor
 
 def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
-    rows = [size[0] for size in tensors.packed_sizes(shape)[key].values()]
-    if key not in (tensors.QKV, tensors.QKV_BIAS):
+    rows = [size[0] for size in packed_sizes(shape)[key].values()]
+    if key not in (QKV, QKV_BIAS):
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
@@ -77,7 +72,7 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
     def read(item: WriteItem) -> torch.Tensor:
         assert item.tensor_data is not None
         key, place = item.index.fqn, item.tensor_data.chunk
-        tensor = source.read(key, place.offsets[0] if key.startswith(tensors.LAYERS) else None)
+        tensor = source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
         missing = place.sizes[-tensor.dim()] - len(tensor)
         tensor = F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
         return tensor.reshape(place.sizes)
@@ -97,8 +92,8 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
 
 def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
     """Describe a tensor to torch's writer; a layer's is a slice of the stored tensor of all layers."""
-    size = tensors.tensor_sizes(shape)[key]
-    if key in (tensors.EMBEDDING, tensors.OUTPUT):
+    size = tensor_sizes(shape)[key]
+    if key in (EMBEDDING, OUTPUT):
         size = (padded_vocab_size(size[0]), *size[1:])
     whole, offset = size, (0,) * len(size)
     if layer is not None:
@@ -118,7 +113,7 @@ def compare_logits(
     tokens[0, : len(some)] = some
     # Not in the one type that transformers would take for all tensors; new rows are rounded as ours are.
     reference = load_reference(folder, new_rows, dtype="float32").eval()
-    keys = [key for key in (tensors.EMBEDDING, tensors.OUTPUT) if key in tensors.packed_sizes(shape)]
+    keys = [key for key in (EMBEDDING, OUTPUT) if key in packed_sizes(shape)]
     parts = (reference.get_input_embeddings(), reference.get_output_embeddings())
     for part, key in zip(parts, keys, strict=False) if new_rows else ():
         rows = part.weight.data[new_rows.start : new_rows.stop]

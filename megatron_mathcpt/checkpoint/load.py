@@ -34,13 +34,14 @@ from megatron_mathcpt.checkpoint.safe_pickle import (
     refusing,
 )
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import EMBEDDING, OUTPUT
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import Llama
-from megatron_mathcpt.model.weights import EMBEDDING, OUTPUT, requantize
+from megatron_mathcpt.model.weights import requantize
 from megatron_mathcpt.parallel import Layout
 
 logger = get_logger(__name__)

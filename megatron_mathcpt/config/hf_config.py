@@ -7,7 +7,6 @@ is refused by the name of the field.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,6 +16,7 @@ from megatron_mathcpt.families import FAMILIES
 from megatron_mathcpt.families.family import Family, Fields
 from megatron_mathcpt.formats.files import read_small
 from megatron_mathcpt.formats.strict_json import decode_object
+from megatron_mathcpt.records import JsonObject
 
 _MAX_BYTES = 1 << 20  # of a config.json
 # Hugging Face's name -> ours
@@ -86,7 +86,7 @@ def read_hf_bos(folder: Path) -> int | None:
     raise ConfigError(f"{folder / 'config.json'}: bos_token_id is {found!r:.100}, no token id")
 
 
-def read_hf_config(folder: Path) -> dict[str, Any]:
+def read_hf_config(folder: Path) -> JsonObject:
     """All fields of a Hugging Face folder's `config.json`; raises `ConfigError`."""
     path = folder / "config.json"
     try:
@@ -95,7 +95,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _shape_of(given: dict[str, Any]) -> LlamaShape:
+def _shape_of(given: JsonObject) -> LlamaShape:
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ConfigError(f"model_type is {kind!r:.100}; supported are {', '.join(sorted(FAMILIES))}")
@@ -187,7 +187,7 @@ def _rope(family: Family, fields: Fields, given: Fields) -> dict[str, object]:
     return {"rotary_base": base, "rope_scaling": scaling}
 
 
-def _rope_parameters(family: Family, fields: Fields, base: object) -> Mapping[str, Any]:
+def _rope_parameters(family: Family, fields: Fields, base: object) -> JsonObject:
     """The parameters of the layers that are scaled."""
     found, scaling = fields["rope_parameters"] or {}, fields["rope_scaling"] or {}
     if family.scaled_in_windows:
@@ -197,7 +197,7 @@ def _rope_parameters(family: Family, fields: Fields, base: object) -> Mapping[st
     if wrong := [name for name in found if name not in (_FULL, _WINDOWED)]:
         raise ConfigError(f"rope_parameters.{wrong[0]}: expected {_FULL} and {_WINDOWED}")
     rope = {**(found.get(_FULL) or {}), **scaling}
-    # transformers does not give these layers a base that stands outside of the object.
+    # transformers does not give these layers a base from outside of the object.
     plain = {"rope_type": "default", "rope_theta": family.rotary_base} | (found.get(_WINDOWED) or {})
     if plain != {"rope_type": "default", "rope_theta": rope.get("rope_theta", base)}:
         raise ConfigError(
@@ -208,7 +208,7 @@ def _rope_parameters(family: Family, fields: Fields, base: object) -> Mapping[st
 
 def hf_config(
     shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | Sequence[int] | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The `config.json` that makes transformers build `shape` as the class of its family."""
     if isinstance(eos_id, Sequence):
         eos_id = [*eos_id] if len(eos_id) > 1 else next(iter(eos_id), None)
@@ -234,7 +234,7 @@ def hf_config(
 
 
 def _layer_fields(shape: LlamaShape) -> Mapping[str, object]:
-    """The fields of a config that tell layers apart."""
+    """The fields in which layers differ."""
     family, found = shape.of_family, dict[str, object]()
     if family.windowed is not None:
         found["sliding_window"] = shape.window_size

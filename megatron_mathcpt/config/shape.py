@@ -1,7 +1,7 @@
 """The shape of a decoder under Megatron-Core's names: what determines its parameters and forward pass."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -54,7 +54,7 @@ class RopeScaling(Section):
     long_factor: tuple[float, ...] | None = None
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         """What transformers' `rope_parameters` has, without the rotary base."""
         given = self.model_dump(mode="json", exclude_none=True)
         return (_LLAMA3 if self.rope_type == "llama3" else {}) | given

@@ -1,7 +1,6 @@
 """What families have that Megatron-Core lacks: norms over all heads or of outputs, scaled rotary angles."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -61,11 +60,11 @@ class HeadsNorm(torch.nn.Module):
         return (whole * self.weight).to(states.dtype).view_as(states)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: object = None
-    ) -> dict[str, Any]:
+        self, prefix: str = "", sharded_offsets: tuple[object, ...] = (), metadata: object = None
+    ) -> dict[str, object]:
         """As Megatron-Core's modules have it."""
         own = self.state_dict(prefix="", keep_vars=True)
-        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+        found: dict[str, object] = make_sharded_tensors_for_checkpoint(
             own, prefix, {"weight": 0}, sharded_offsets
         )
         return found
@@ -129,11 +128,12 @@ class ScaledAttention(SelfAttention):  # type: ignore[misc]
         _, factor = _frequencies(shape, 1)
         self._scale = factor**2 if rotated and not self.rotary_table else 1.0
 
-    def forward(self, *states: Tensor, rotary_pos_emb: Tensor, **more: object) -> Any:
+    def forward(self, *states: Tensor, rotary_pos_emb: Tensor, **more: object) -> tuple[Tensor, ...]:
         """As Megatron-Core's."""
         begin = self.rotary_table * self.config.kv_channels
         own = rotary_pos_emb[..., begin : begin + self.config.kv_channels].contiguous()
-        return super().forward(*states, rotary_pos_emb=own, **more)
+        found: tuple[Tensor, ...] = super().forward(*states, rotary_pos_emb=own, **more)
+        return found
 
     def get_query_key_value_tensors(self, *states: Tensor, **more: object) -> tuple[Tensor, Tensor, Tensor]:
         """As Megatron-Core's, which rotates them afterwards."""

@@ -20,18 +20,12 @@ from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
 
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import EMBEDDING, FC2, OUTPUT, PROJECTION, QKV_BIAS, tensor_sizes
 
-EMBEDDING = "embedding.word_embeddings.weight"
-FINAL_NORM = "decoder.final_layernorm.weight"
-OUTPUT = "output_layer.weight"
-LAYERS = "decoder.layers."
-ATTENTION = f"{LAYERS}self_attention."
-QKV, QKV_BIAS = f"{ATTENTION}linear_qkv.weight", f"{ATTENTION}linear_qkv.bias"
 _E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
 # Residual-path outputs start smaller, by 1 / sqrt(2 layers) (Megatron-Core's scaled_init_method_normal).
-_SCALED = (f"{ATTENTION}linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight")
+_SCALED = (PROJECTION, FC2)
 _SUMMED_ROWS = 4096
-Sizes = dict[str, tuple[int, ...]]
 
 
 class WeightSource(Protocol):
@@ -129,42 +123,3 @@ def with_mean_rows(whole: torch.Tensor, rows: range) -> torch.Tensor:
     sums = torch.stack([part.double().sum(0) for part in old.split(_SUMMED_ROWS)])
     mean = (sums.sum(0) / len(old)).to(whole.dtype)
     return torch.cat([old, mean.expand(len(rows), -1), spare])
-
-
-def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
-    """The weight map: by Megatron-Core's key, in forward order, the Hugging Face tensors that it packs."""
-    # Along dimension 0. Names in layers lack `model.layers.N.`.
-    assert shape.vocab_size is not None
-    hidden, ffn, vocabulary = shape.hidden_size, shape.ffn_hidden_size, (shape.vocab_size, shape.hidden_size)
-    heads, groups = (count * shape.head_size for count in (shape.num_attention_heads, shape.query_groups))
-    qkv, of = {"q": heads, "k": groups, "v": groups}, shape.of_family
-    sizes: dict[str, Sizes] = {EMBEDDING: {"model.embed_tokens.weight": vocabulary}}
-    if not of.post_norms:
-        sizes[f"{ATTENTION}linear_qkv.layer_norm_weight"] = {"input_layernorm.weight": (hidden,)}
-    sizes[QKV] = {f"self_attn.{n}_proj.weight": (rows, hidden) for n, rows in qkv.items()}
-    if of.add_qkv_bias:
-        sizes[QKV_BIAS] = {f"self_attn.{n}_proj.bias": (rows,) for n, rows in qkv.items()}
-    if of.qk_norm is not None:
-        for n, rows in (("q", heads), ("k", groups)):
-            size = shape.head_size if of.qk_norm == "head" else rows
-            sizes[f"{ATTENTION}{n}_layernorm.weight"] = {f"self_attn.{n}_norm.weight": (size,)}
-    sizes[_SCALED[0]] = {"self_attn.o_proj.weight": (hidden, heads)}
-    # The norm after attention is of its output in some families, of the MLP's input in others.
-    norm = "self_attn_bda.norm.weight" if of.post_norms else "mlp.linear_fc1.layer_norm_weight"
-    sizes[LAYERS + norm] = {"post_attention_layernorm.weight": (hidden,)}
-    sizes[f"{LAYERS}mlp.linear_fc1.weight"] = {f"mlp.{n}_proj.weight": (ffn, hidden) for n in ("gate", "up")}
-    sizes[_SCALED[1]] = {"mlp.down_proj.weight": (hidden, ffn)}
-    if of.post_norms:
-        sizes[f"{LAYERS}mlp_bda.norm.weight"] = {"post_feedforward_layernorm.weight": (hidden,)}
-    sizes[FINAL_NORM] = {"model.norm.weight": (hidden,)}
-    if not shape.share_embeddings_and_output_weights:
-        sizes[OUTPUT] = {"lm_head.weight": vocabulary}
-    return sizes
-
-
-def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    """Size of every whole tensor by Megatron-Core's key; a layer's own, since layers share their keys."""
-    return {
-        key: (sum(size[0] for size in parts.values()), *next(iter(parts.values()))[1:])
-        for key, parts in packed_sizes(shape).items()
-    }

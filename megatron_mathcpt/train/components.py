@@ -32,7 +32,7 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.llama import Llama, build_model, fuse_weight_gradients, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
-from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, WeightSource, fill
+from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
 from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset
@@ -81,13 +81,10 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         counts = folders.checkpoint_counts(folders.checkpoint_manifest(resumed))
     if layout.is_writer:
         folders.drop_rows_after(run_folder / folders.METRICS, counts.step, counts.metrics)
-    start = None
-    if resumed is None and inputs.hf is not None:  # refused before the model takes its time and memory
-        start = layout.agree(partial(hf_weights, inputs.hf, inputs.new_rows), run_folder)
     masked = config.data.document_attention
     chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
     if resumed is None:  # before the wrapper and the optimizer, which copy the weights
-        load_initial_weights(chunks, inputs, layout, start)
+        load_initial_weights(chunks, inputs, layout)
     model = wrap_model(chunks, config, layout)
     optimizer = build_optimizer(model, config)
     if (full := resumed or (inputs.checkpoint if init.load_optimizer else None)) is not None:
@@ -131,10 +128,8 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             logger.info("%s", found)
 
 
-def load_initial_weights(
-    model: list[Llama], inputs: Inputs, layout: Layout, start: WeightSource | None
-) -> None:
-    """Fill the unwrapped chunks from a checkpoint, from `start` if it is given, or else from the seed."""
+def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> None:
+    """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or (`init.scratch`) the seed."""
     init = inputs.config.init
     if inputs.checkpoint is not None:
         manifest = verify_checkpoint(inputs.checkpoint, layout, optimizer=init.load_optimizer)
@@ -143,8 +138,10 @@ def load_initial_weights(
             fill(model, ExtendedWeights(theirs, inputs.new_rows))
         else:
             load_state(inputs.checkpoint, model, None, layout)
+    elif inputs.hf is not None:
+        fill(model, hf_weights(inputs.hf, inputs.new_rows))
     else:
-        fill(model, start or RandomWeights(inputs.shape, inputs.config.seed))
+        fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 
 
 def wrap_model(model: list[Llama], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:

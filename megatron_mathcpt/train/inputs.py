@@ -18,6 +18,7 @@ from megatron_mathcpt.config.cross_checks import check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.corpus_folder import (
@@ -29,7 +30,6 @@ from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, config_ends
-from megatron_mathcpt.formats.weight_files import read_tensors
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.train import identity
 
@@ -109,7 +109,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     elif hf is not None:
         shape, base = read_hf_shape(hf), pinned_id(hf)
         fingerprints["hf"] = convert.hf_fingerprint(hf)
-        read_tensors(hf)
+        check_weights(hf, shape)
         ends |= {*config_ends(hf)}
     assert shape is not None
     if config.model not in (None, shape):
@@ -140,10 +140,7 @@ def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
         for index in sorted(folder.glob("datasets/*/*.idx")):
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:
-        hf = local_folder(config.init.hf)
-        convert.verify_exported(hf, full=full)
-        if full:  # else the processes that train do it, which load torch anyway
-            convert.check_model(hf)
+        convert.verify_exported(local_folder(config.init.hf), full=full)
 
 
 def _folders(config: ExperimentConfig) -> list[Path]:

@@ -59,7 +59,8 @@ class TransformersWeights:
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         """Megatron-Core's tensor `key`."""
-        from megatron_mathcpt.checkpoint.huggingface import hf_sizes, pack
+        from megatron_mathcpt.checkpoint.huggingface import pack
+        from megatron_mathcpt.config.weight_map import hf_sizes
 
         return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 

@@ -15,6 +15,7 @@ from megatron_mathcpt.checkpoint.convert import export_to_hf, hf_fingerprint, im
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.huggingface import pack
 from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.weight_map import QKV
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
 from megatron_mathcpt.formats.files import hash_file
@@ -25,7 +26,7 @@ from megatron_mathcpt.formats.run_folder import (
     checkpoint_manifest,
     checkpoint_path,
 )
-from megatron_mathcpt.model.weights import QKV, RandomWeights
+from megatron_mathcpt.model.weights import RandomWeights
 from tests.support.llama_shapes import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
 MORE = SHAPES | {

@@ -118,7 +118,8 @@ def test_large_models_are_several_files_that_transformers_reads(checkpoint: Path
 def test_each_tensor_keeps_its_type(base: Path, tmp_path: Path) -> None:
     from megatron_mathcpt.checkpoint.hf_export import ExportOptions, write_hf_folder
     from megatron_mathcpt.config.hf_config import read_hf_shape
-    from megatron_mathcpt.model.weights import OUTPUT, RandomWeights
+    from megatron_mathcpt.config.weight_map import OUTPUT
+    from megatron_mathcpt.model.weights import RandomWeights
 
     shape = read_hf_shape(base)
     types = {OUTPUT: torch.float32}

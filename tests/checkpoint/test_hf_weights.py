@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_mathcpt.checkpoint.convert import check_model, hf_fingerprint, import_from_hf
+from megatron_mathcpt.checkpoint.convert import hf_fingerprint, import_from_hf
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
-from megatron_mathcpt.checkpoint.huggingface import hf_sizes, tensor_keys, unpack
+from megatron_mathcpt.checkpoint.huggingface import unpack
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
+from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.weight_map import FINAL_NORM, OUTPUT, check_weights, hf_sizes, tensor_keys
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError, MathCptError
 from megatron_mathcpt.formats.weight_files import INDEX, WEIGHTS
-from megatron_mathcpt.model.weights import FINAL_NORM, OUTPUT, RandomWeights
+from megatron_mathcpt.model.weights import RandomWeights
 from tests.support.llama_shapes import tiny_shape
 
 SHAPE = tiny_shape(hidden_size=16, ffn_hidden_size=24)
@@ -125,7 +127,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_embeddings(folder: Path, tmp_
     for other in (one_bit, found[EMBEDDING][:-1], found[EMBEDDING].bfloat16()):
         change(folder, **{HEAD: other})
         with pytest.raises(CheckpointError, match=r"lm_head.weight differs"):
-            check_model(folder)
+            check_weights(folder, read_hf_shape(folder))
     change(folder, **{HEAD: found[EMBEDDING].clone()})
     assert import_from_hf(folder, tmp_path / "checkpoint").max_abs_logit_difference <= 1e-5
 
@@ -173,7 +175,7 @@ def test_tensors_of_other_models_are_named_and_ignored(
     towers = {f"vision_tower.{number}.weight": one.to(torch.int8) for number in range(4)}
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": one, "model.rotary_emb.inv_freq": one}
     change(folder, **{"score.weight": one}, **towers, **frequencies)
-    check_model(folder)
+    check_weights(folder, read_hf_shape(folder))
     names = "score.weight, vision_tower.0.weight, vision_tower.1.weight and 2 more"
     assert {*caplog.messages} == {f"{folder}: ignored tensors that are no part of a decoder: {names}"}
 
@@ -287,4 +289,4 @@ def test_a_folder_with_shards_but_no_index_is_refused(folder: Path) -> None:
     shard(folder)
     (folder / INDEX).unlink()
     with pytest.raises(ConfigError, match=r"model\.safetensors: missing, as is its index"):
-        check_model(folder)
+        check_weights(folder, read_hf_shape(folder))

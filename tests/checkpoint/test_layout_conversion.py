@@ -15,8 +15,8 @@ from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import tensor_sizes
 from megatron_mathcpt.cpu import use_cpu
-from megatron_mathcpt.model.weights import tensor_sizes
 from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
 from tests.support.llama_models import build_megatron
 from tests.support.llama_shapes import SHAPES, SMOLLM2

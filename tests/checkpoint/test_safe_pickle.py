@@ -35,7 +35,7 @@ from megatron_mathcpt.checkpoint.load import (  # noqa: E402
     load_state,
     sharded_model,
 )
-from megatron_mathcpt.model.weights import EMBEDDING, QKV  # noqa: E402
+from megatron_mathcpt.config.weight_map import EMBEDDING, QKV  # noqa: E402
 from tests.support.llama_shapes import TINY_SHAPE  # noqa: E402
 
 RECIPES = "transformer_engine.common.recipe"

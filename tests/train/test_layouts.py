@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_mathcpt.checkpoint.huggingface import tensor_keys
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.weight_map import tensor_keys
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
 from tests.support.training_outputs import metric_rows
