@@ -12,7 +12,7 @@ from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError
 from megatron_mathcpt.formats.manifest import leaves, load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
 from megatron_mathcpt.model.weights import RandomWeights
-from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs, verify_inputs
+from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_indexed_dataset
 from tests.support.training_runs import SHAPE, ConfigOf, train
 
@@ -192,20 +192,19 @@ def test_another_fingerprint_of_an_input_is_refused(config_of: ConfigOf, tmp_pat
         check_resumable(inputs, path)
 
 
-def test_weights_that_are_not_those_of_their_config_are_refused_before_the_model_is_built(
+def test_weights_that_are_not_those_of_their_config_are_refused_with_the_inputs(
     config_of: ConfigOf, words: Path, tmp_path: Path
 ) -> None:
-    """C2, C4: by `--check`, and by the processes that train; a cut file even without torch."""
+    """C2, C4: without torch, before any process starts or the model is built."""
     folder = weights_with(tmp_path / "hf", WORDS)
     config = starting(config_of, words, hf=str(folder))
     weights = (folder / "model.safetensors").read_bytes()
-    verify_inputs(config, full=True)
-    (folder / "model.safetensors").write_bytes(weights[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: not read as safetensors"):
-        resolve_inputs(config)
-    (folder / "model.safetensors").write_bytes(weights.replace(b"model.norm.weight", b"model.norm.scales"))
-    resolve_inputs(config)
-    with pytest.raises(CheckpointError, match=r"no tensor 'model\.norm\.weight'"):
-        verify_inputs(config, full=True)
+    for changed, message in (
+        (weights[:-1], r"model\.safetensors: not read as safetensors"),
+        (weights.replace(b"model.norm.weight", b"model.norm.scales"), r"no tensor 'model\.norm\.weight'"),
+    ):
+        (folder / "model.safetensors").write_bytes(changed)
+        with pytest.raises(CheckpointError, match=message):
+            resolve_inputs(config)
     (line,) = [line for line in train(config, tmp_path / "run", status=2).splitlines() if "error" in line]
     assert line == f"error: {folder}: no tensor 'model.norm.weight' in its *.safetensors"
