@@ -85,6 +85,8 @@ def _plan_files(
             if files[-1] and sum(one.bytes for one in files[-1]) + tensor.bytes > most:
                 files.append([])
             files[-1].append(tensor)
+    for content in files:  # as safetensors writes a file: so an export can have the very bytes of its base
+        content.sort(key=lambda one: (-one.dtype.itemsize, one.dtype == torch.float16, one.name))
     if len(files) == 1:
         return {_WEIGHTS: files[0]}
     return {f"model-{n:05d}-of-{len(files):05d}.safetensors": one for n, one in enumerate(files, 1)}
@@ -94,8 +96,9 @@ def _write_files(
     folder: Path, files: dict[str, list[_Tensor]], source: tensors.WeightSource, shape: LlamaShape
 ) -> dict[str, OutputFile]:
     """Write the tensors one by one, while threads read the next and hash the previous one."""
+    names = [one.name for content in files.values() for one in content]
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-        parts = _read_ahead(source, shape, reader)
+        parts = _read_ahead(source, shape, names, reader)
         return {
             name: _write_file(folder / name, content, islice(parts, len(content)), hasher)
             for name, content in files.items()
@@ -103,15 +106,20 @@ def _write_files(
 
 
 def _read_ahead(
-    source: tensors.WeightSource, shape: LlamaShape, reader: ThreadPoolExecutor
+    source: tensors.WeightSource, shape: LlamaShape, names: Sequence[str], reader: ThreadPoolExecutor
 ) -> Iterator[torch.Tensor]:
-    keys = list(tensor_keys(shape))
-    following: Future[torch.Tensor] = reader.submit(source.read, *keys[0])
-    for (key, _), next_key in zip(keys, [*keys[1:], None], strict=True):
-        whole = following.result()
-        if next_key is not None:
-            following = reader.submit(source.read, *next_key)
-        yield from unpack(key, whole, shape)
+    """The tensors of `names`, read by the keys that pack them."""
+    packed_in = {name: of for of in tensor_keys(shape) for name in hf_sizes(shape, *of)}
+    order = [*dict.fromkeys(packed_in[name] for name in names)]
+    following: Future[torch.Tensor] = reader.submit(source.read, *order[0])
+    waiting, read = dict[str, torch.Tensor](), 0
+    for name in names:
+        if name not in waiting:
+            (key, layer), whole, read = order[read], following.result(), read + 1
+            if read < len(order):
+                following = reader.submit(source.read, *order[read])
+            waiting |= zip(hf_sizes(shape, key, layer), unpack(key, whole, shape), strict=True)
+        yield waiting.pop(name)
 
 
 def _write_file(
