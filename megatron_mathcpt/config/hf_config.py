@@ -53,7 +53,7 @@ _MOST_LAYERS = 1000  # a damaged file may name any number, and lists of layers a
 
 def read_hf_shape(folder: Path) -> LlamaShape:
     """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is none that we can build."""
-    path, found = folder / "config.json", read_hf_config(folder)
+    path, found = folder / "config.json", _read_config(folder)
     try:
         return _shape_of(found)
     except ValidationError as error:
@@ -64,29 +64,15 @@ def read_hf_shape(folder: Path) -> LlamaShape:
         raise ConfigError(f"{path}: no configuration of a decoder ({one_line(str(error))})") from error
 
 
-def read_decoder(folder: Path) -> LlamaShape | None:
-    """The sizes in the `config.json` of any decoder with Llama's names for them, to plan with; else None."""
-    found = read_hf_config(folder)
-    try:
-        return _shape_of(found)
-    except (ValueError, ArithmeticError, AttributeError, LookupError, TypeError):
-        pass
-    sizes = {ours: found[theirs] for theirs, ours in _NAMES.items() if found.get(theirs) is not None}
-    try:
-        return LlamaShape.model_validate(sizes)
-    except ValidationError:
-        return None
-
-
 def read_hf_bos(folder: Path) -> int | None:
     """The begin token in a Hugging Face folder's `config.json`."""
-    found = read_hf_config(folder).get("bos_token_id")
+    found = _read_config(folder).get("bos_token_id")
     if found is None or type(found) is int:
         return found
     raise ConfigError(f"{folder / 'config.json'}: bos_token_id is {found!r:.100}, no token id")
 
 
-def read_hf_config(folder: Path) -> JsonObject:
+def _read_config(folder: Path) -> JsonObject:
     """All fields of a Hugging Face folder's `config.json`; raises `ConfigError`."""
     path = folder / "config.json"
     try:

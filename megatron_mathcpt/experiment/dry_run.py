@@ -5,13 +5,14 @@ that are only scored, the memory with which they answer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.hf_config import read_decoder
+from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.resolved_study import Study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
@@ -119,7 +120,8 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
     for name, row in study.models.items():
         asked, shape = study.evaluation.of(row), known_shapes().get(name)
         if row.hf and (row.hf / "config.json").is_file():
-            shape = read_decoder(row.hf)
+            with suppress(ConfigError):  # of another family: `size` is known
+                shape = read_hf_shape(row.hf)
         elif row.shape:
             shape = load_shape(row.shape)
         parameters = shape.num_parameters() if shape and shape.vocab_size else 1e9 * (row.size or 0)

@@ -22,7 +22,9 @@ REQUIRED: dict[str, tuple[object, ...]] = {
     "attention_dropout": (0.0, 0),
     "partial_rotary_factor": (1.0, 1, None),
     "is_causal": (True,),
-    **dict.fromkeys(("attention_chunk_size", "quantization_config", "auto_map"), (None,)),
+    **dict.fromkeys(
+        ("attention_chunk_size", "quantization_config", "auto_map", "transformers_weights"), (None,)
+    ),
 }
 NO_WINDOWS: dict[str, tuple[object, ...]] = {"sliding_window": (None,), "layer_types": (None,)}
 
