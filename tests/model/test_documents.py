@@ -1,6 +1,7 @@
 """The two readings of a row of document numbers: a dense mask, and the lengths packed attention takes."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,3 +74,23 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
             assert torch.equal(key[:, keys][:, described.order], key)
         by_lengths = varlen(described, *(part.flatten(0, 1) for part in (query[:, positions], key, value)))
         assert torch.allclose(by_lengths, dense.transpose(1, 2).flatten(0, 1), atol=1e-12)
+
+
+def test_a_window_ends_within_its_document_and_begins_before_a_late_chunk() -> None:
+    """Against a mask of all pairs, in a model whose last layer has no window."""
+    from megatron_mathcpt.model.attention import SdpaAttention
+
+    config = SimpleNamespace(context_parallel_size=1, window_size=(6, 0), window_attn_skip_freq=[1, 1, 1, 0])
+    windowed, full = (SdpaAttention(config, layer) for layer in (3, 4))  # type: ignore[arg-type]
+    assert (windowed.window, full.window) == (7, None)
+    generator = torch.Generator().manual_seed(5)
+    documents = (torch.rand(3, 64, generator=generator) < 0.05).long().cumsum(1)
+    query, key, value = torch.randn(3, 64, 3, 2, 8, generator=generator)
+    found = windowed(query, key, value, None, packed_seq_params=pack_documents(documents))
+    parts = [part.permute(1, 2, 0, 3) for part in (query, key, value)]
+    near = torch.ones(64, 64, dtype=torch.bool).triu(-6)
+    dense = F.scaled_dot_product_attention(*parts, attn_mask=~document_mask(documents) & near)
+    assert torch.allclose(found, dense.permute(2, 0, 1, 3).flatten(2), atol=1e-6)
+    causal = F.scaled_dot_product_attention(*parts, attn_mask=near.tril())
+    late = windowed._attend(parts[0][:, :, 40:], *parts[1:])  # the queries of a late chunk, with all keys
+    assert torch.allclose(late, causal[:, :, 40:], atol=1e-6)

@@ -18,6 +18,7 @@ from tests.data.test_pack_sft import POOL, made_problems, make_corpus, problem_r
 from tests.support.tokenizers import save_llama3
 
 LENGTH, DOCUMENT = 32_768, 5000
+CONFIG = SimpleNamespace(context_parallel_size=1, window_size=None, window_attn_skip_freq=None)
 EOS = 0
 # Documents begin at 0, 5000, ... 30000; the last has 2768 tokens here. Chunks of two context-parallel ranks
 # have 8192 tokens: rank 0 has the first and the last one, rank 1 those between.
@@ -78,7 +79,7 @@ def test_attention_looks_at_no_pair_of_two_documents(
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     generator = torch.Generator().manual_seed(5)
     query, key, value = torch.randn(3, LENGTH, 1, 1, 8, generator=generator)
-    attention: Any = SdpaAttention(SimpleNamespace(context_parallel_size=1), 1)  # type: ignore[arg-type]
+    attention: Any = SdpaAttention(CONFIG, 1)  # type: ignore[arg-type]
     documents = Batch.collate([sample]).documents
     parts = [part.clone().requires_grad_() for part in (query, key, value)]
     output = attention(*parts, None, packed_seq_params=documents)
