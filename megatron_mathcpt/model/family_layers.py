@@ -138,4 +138,4 @@ class ScaledAttention(SelfAttention):  # type: ignore[misc]
     def get_query_key_value_tensors(self, *states: Tensor, **more: object) -> tuple[Tensor, Tensor, Tensor]:
         """As Megatron-Core's, which rotates them afterwards."""
         query, key, value = super().get_query_key_value_tensors(*states, **more)
-        return query * self._scale, key, value
+        return query if self._scale == 1.0 else query * self._scale, key, value
