@@ -1,6 +1,7 @@
 """Convert a checkpoint to a Hugging Face folder and back, verified by comparing both models' logits."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -203,7 +204,8 @@ def _sample_hash(path: Path) -> str:
 
 def checkpoint_shape(manifest: Manifest) -> LlamaShape:
     try:
-        return LlamaShape.model_validate(manifest.config.get("model"))
+        # As JSON, whose lists are tuples here.
+        return LlamaShape.model_validate_json(json.dumps(manifest.config.get("model")))
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))
         raise CheckpointError(f"a checkpoint's manifest: config.model: {wrong}; use another") from error

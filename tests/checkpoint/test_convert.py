@@ -27,12 +27,14 @@ from megatron_mathcpt.formats.run_folder import (
     checkpoint_path,
 )
 from megatron_mathcpt.model.weights import RandomWeights
+from tests.support.family_shapes import FAMILY_SHAPES
 from tests.support.llama_shapes import LLAMA2, LLAMA3, SHAPES, SMOLLM2
 
 MORE = SHAPES | {
     "one group": LLAMA2.model_copy(update={"num_query_groups": 1}),
     "Llama-3.1-8B": LLAMA3.model_copy(update={"rope_scaling": RopeScaling(factor=8.0)}),
     "SmolLM2-135M": SMOLLM2,
+    **FAMILY_SHAPES,
 }
 
 
