@@ -15,6 +15,8 @@ from megatron_mathcpt.config.weight_map import check_weights, hf_sizes
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.model.weights import ExtendedWeights, WeightSource
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
 
 class HuggingFaceWeights:
     """`WeightSource` of the weight files of a folder that count, packed on demand, each in its own type.
@@ -24,13 +26,22 @@ class HuggingFaceWeights:
 
     def __init__(self, folder: Path, shape: LlamaShape) -> None:
         self._shape, self._stored = shape, check_weights(folder, shape)
+        if shape.share_embeddings_and_output_weights and _HEAD in self._stored:
+            # By their bits; transformers would keep both.
+            one, other = (self._tensor(name).contiguous().view(torch.uint8) for name in (_HEAD, _EMBEDDING))
+            if not torch.equal(one, other):
+                what = f"{_HEAD} differs from {_EMBEDDING}, which config.json ties"
+                remedy = "set tie_word_embeddings to false to keep both"
+                raise CheckpointError(f"{self._stored[_HEAD].file}: {what}; {remedy}")
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        parts = []
-        for name in hf_sizes(self._shape, key, layer):
-            with _opened(self._stored[name].file) as file:
-                parts.append(file.get_tensor(name))
-        return pack(key, parts, self._shape)
+        names = hf_sizes(self._shape, key, layer)
+        return pack(key, [self._tensor(name) for name in names], self._shape)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        with _opened(self._stored[name].file) as file:
+            found: torch.Tensor = file.get_tensor(name)
+        return found
 
 
 @contextmanager

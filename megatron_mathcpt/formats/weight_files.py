@@ -1,34 +1,25 @@
 """Which weight files of a Hugging Face folder count, and what tensors they have, from their headers alone.
 
 As transformers chooses them: `model.safetensors`, or else the files that its index names, whole. A folder of
-which another reader would take other weights is refused. A file is the length of its header in 8 bytes, the
-header, which is JSON with type, shape and byte range of each tensor, and the bytes of one tensor after
-another (github.com/huggingface/safetensors, "Format").
+which another reader would take other weights is refused.
 """
 
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError
-from megatron_mathcpt.formats.files import hash_file, read_small, refuse_pointer
+from megatron_mathcpt.formats.files import read_small, refuse_pointer
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.log import get_logger, is_first_process
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "copy it again"
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")  # of a file in the folder itself
-# Bits of a number, by the name of its type.
-_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "I16": 16, "U16": 16}
-_BITS |= dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
-_BITS |= {"F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
 _READ = ("F32", "BF16", "F16")
-_MAX_HEADER = 100_000_000  # bytes, as in safetensors
-_MAX_DIMENSIONS = 8
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"  # beside tied embeddings it is compared with them when it is read
 _MODEL = ("model.", "lm_head.")  # what the names of a decoder's own tensors begin with
 _COMPUTED = ".rotary_emb.inv_freq"  # in old files; follows from config.json
 _SHOWN = 3
@@ -39,8 +30,6 @@ class StoredTensor(NamedTuple):
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    begin: int  # its bytes in the file
-    end: int
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
@@ -95,42 +84,20 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    start = b""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with path.open("rb") as file:
-            start, size = file.read(64), os.fstat(file.fileno()).st_size
-            length = int.from_bytes(start[:8], "little")
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise DataError(f"a header of {length:,} bytes, of {size:,} in all")
-            file.seek(8)
-            return _tensors(path, file.read(length), 8 + length, size)
-    except (DataError, OSError) as error:
-        refuse_pointer(path, start)
-        raise CheckpointError(f"{path}: not read as safetensors ({error}); {_AGAIN}") from error
-
-
-def _tensors(path: Path, header: bytes, first: int, size: int) -> dict[str, StoredTensor]:
-    """What `header` says of the tensors in a file of `size` bytes, which begin at byte `first`."""
-    found: dict[str, StoredTensor] = {}
-    for name, entry in decode_object(header).items():
-        if name != "__metadata__":
-            match entry:
-                case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
-                    len(shape) <= _MAX_DIMENSIONS
-                    and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-                    and prod(shape) * _BITS.get(dtype, 0) == (end - begin) * 8
-                ):
-                    found[name] = StoredTensor(path, dtype, tuple(shape), first + begin, first + end)
-                case _:
-                    raise DataError(f"'{name:.100}' is {entry!r:.200}")
-    place = first
-    for tensor in sorted(found.values(), key=lambda tensor: tensor[-2:]):
-        if tensor.begin != place:
-            raise DataError("its tensors do not follow one another")
-        place = tensor.end
-    if place != size:
-        raise DataError(f"{size:,} bytes, by its header {place:,}")
-    return found
+            refuse_pointer(path, file.read(64))
+        with safe_open(path, framework="numpy") as stored:
+            parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in parts.items()
+            }
+    except (SafetensorError, OSError) as error:
+        size = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
+        raise CheckpointError(f"{path}: not read as safetensors ({size}: {error}); {_AGAIN}") from error
 
 
 Wanted = Iterable[tuple[str, Mapping[str, tuple[int, ...]]]]
@@ -149,9 +116,7 @@ def check_tensors(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
             raise CheckpointError(f"{found[name].file}: {what}: give the model before quantisation")
     used = _check_wanted(folder, found, wanted)
     for name in own:
-        if name == _HEAD and name not in used:
-            _check_tied(found[_HEAD], found[_EMBEDDING])
-        elif name not in used:
+        if name not in (*used, _HEAD):
             what = f"'{name:.100}' is part of the model, but config.json has no place for it"
             raise CheckpointError(f"{found[name].file}: {what}; the two do not belong together")
     if is_first_process():
@@ -169,7 +134,7 @@ def _check_wanted(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
         for name, size in sizes.items():
             if name not in found:
                 raise CheckpointError(f"{folder}: no tensor '{name}' in its *.safetensors")
-            file, dtype, shape, *_ = found[name]
+            file, dtype, shape = found[name]
             if shape != size:
                 what = f"'{name}' is {shape}, by config.json {size}"
                 raise CheckpointError(f"{file}: {what}; the two do not belong together")
@@ -178,13 +143,6 @@ def _check_wanted(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
                 what = f"'{name}' is {dtype}, '{used[name]}' {other}; convert one of them"
                 raise CheckpointError(f"{file}: {what}, as a checkpoint has both in one tensor")
     return used
-
-
-def _check_tied(head: StoredTensor, embedding: StoredTensor) -> None:
-    hashes = {hash_file(file, (begin, end)) for file, *_, begin, end in (head, embedding)}
-    if head[1:3] != embedding[1:3] or len(hashes) > 1:
-        what = f"{_HEAD} differs from {_EMBEDDING}, which config.json ties"
-        raise CheckpointError(f"{head.file}: {what}; set tie_word_embeddings to false to keep both")
 
 
 def _log_ignored(folder: Path, what: str, names: Collection[str]) -> None:
