@@ -7,7 +7,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
 from megatron_mathcpt.formats import evaluation_folder
@@ -15,20 +18,13 @@ from megatron_mathcpt.formats.corpus_folder import corpus_counts
 from megatron_mathcpt.formats.evaluation_folder import RESULTS, TaskScore, load_results
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, read_manifest, verify_part
-from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_counts, run_of
+from megatron_mathcpt.formats.run_folder import checkpoint_counts, run_of
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.statistics import wilson_interval
 
 CARD = "README.md"
 _MARK = "\n<!-- written by mathcpt convert to-hf, sha256 "
-_LOADING = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
-```"""
-_TERMS = "Not set by the export: the terms of the base model and of the data apply."
 logger = get_logger(__name__)
 _Scored = tuple[Manifest, dict[str, TaskScore]]
 
@@ -78,104 +74,72 @@ def model_card(
     counts, config = checkpoint_counts(checkpoint), checkpoint.config
     base = counts.base and counts.base.partition("@")[0]
     front = ModelCardData(base_model=base, library_name="transformers", pipeline_tag="text-generation")
-    parts = {
-        "": _description(checkpoint, exported, counts),
-        "Data": _data(counts),
-        "Decontamination": "\n".join(_decontamination(corpora)),
-        "Recipe": _table(("setting", "value"), _recipe(checkpoint)) if "train" in config else "",
-        "Scores": "\n\n".join(_scored(*one) for one in scores),
-        "Use": _LOADING,
-        "Licence": _TERMS,
-    }
-    title = _text(config.get("name") or base or "A converted checkpoint")
-    sections = (f"## {name}\n\n{text}" if name else text for name, text in parts.items() if text)
-    return "\n\n".join([f"---\n{front.to_yaml()}\n---", f"# {title}", *sections]) + "\n"
+    templates = Environment(loader=PackageLoader(__package__, "."), undefined=StrictUndefined)
+    templates.trim_blocks = templates.lstrip_blocks = templates.keep_trailing_newline = True
+    templates.filters["text"] = _text
+    return templates.get_template("model_card.md.j2").render(
+        front=front.to_yaml(),
+        title=config.get("name") or base or "A converted checkpoint",
+        init=config.get("init", {}),
+        start=_start(checkpoint),
+        counts=counts,
+        difference=checkpoint_counts(exported).max_abs_logit_difference,
+        pools=counts.tokens_by_source,
+        asked=sum(one.asked for one in counts.tokens_by_source.values()),
+        corpora=[*filter(None, map(_decontamination, corpora))],
+        recipe=_recipe(checkpoint) if "train" in config else {},
+        scores=[*starmap(_scored, scores)],
+    )
 
 
-def _description(checkpoint: Manifest, exported: Manifest, counts: CheckpointCounts) -> str:
-    config, inputs = checkpoint.config, checkpoint.inputs
-    start, init = f"random weights of seed {config.get('seed')}", config.get("init", {})
+def _start(checkpoint: Manifest) -> str:
+    init = checkpoint.config.get("init", {})
     for kind, what in (("hf", "Hugging Face weights"), ("checkpoint", "checkpoint")):
-        if kind in inputs:
+        if kind in checkpoint.inputs:
             name = _text(Path(init[kind]).name) if init else "of a folder"
-            start = f"the {what} {name} (fingerprint `{inputs[kind]}`)"
-    lines = [f"Converted, without training, from {start}."]
-    if init:
-        lines = [f"Trained from {start} for {counts.step:,} steps, {counts.consumed_tokens:,} tokens."]
-    where = f"{_text(counts.base)} on the Hugging Face hub" if counts.base else "not known by a hub's id"
-    if not init.get("scratch"):
-        lines.append(f"Its base is {where}.")
-    if counts.begin is not None:
-        lines.append(f"Documents begin with {_text(counts.begin) or 'no token'}.")
-    difference = checkpoint_counts(exported).max_abs_logit_difference
-    if difference is not None:
-        lines.append(f"transformers' logits and Megatron-Core's differ by at most {difference:.1e}.")
-    return " ".join(lines)
+            return f"the {what} {name} (fingerprint `{checkpoint.inputs[kind]}`)"
+    return f"random weights of seed {checkpoint.config.get('seed')}"
 
 
-def _data(counts: CheckpointCounts) -> str:
-    sources, losses = counts.tokens_by_source, counts.validation
-    total = sum(one.asked for one in sources.values())
-    headings = ("pool", "share", "tokens asked", "tokens seen", "epochs", "validation loss (nats per token)")
-    rows = [
-        (
-            name,
-            f"{one.asked / total:.1%}" if total else "",
-            f"{one.asked:,}",
-            f"{one.seen:,}",
-            f"{one.seen / one.available:.2f}" if one.available else "",
-            f"{losses[name]:.4f}" if name in losses else "",
-        )
-        for name, one in sources.items()
-    ]
-    return _table(headings, rows) if rows else ""
+def _decontamination(corpus: Manifest) -> JsonObject | None:
+    """Against what a corpus was decontaminated, with its counts; None of one that does not say."""
+    settings, name = corpus.config.get("decontaminate", False), corpus.config.get("name")
+    if settings is False:  # adopted datasets
+        return None
+    if settings is None:
+        return {"name": name, "against": None}
+    sources = corpus_counts(corpus).sources.values()
+    against = sorted(key.partition("/")[2] for key in corpus.inputs if key.startswith("benchmark/"))
+    limits = ("ngram_words", "ngram_characters", "problem_overlap")
+    return {
+        "name": name,
+        "dropped": sum(source.dropped.get("contaminated", 0) for source in sources),
+        "read": sum(source.read for source in sources),
+        "against": ", ".join(against),
+        "limits": ", ".join(f"{limit} {settings[limit]}" for limit in limits if limit in settings),
+    }
 
 
-def _decontamination(corpora: Iterable[Manifest]) -> Iterable[str]:
-    for corpus in corpora:
-        name, settings = _text(corpus.config.get("name")), corpus.config.get("decontaminate", False)
-        if settings:
-            sources = corpus_counts(corpus).sources.values()
-            dropped = sum(source.dropped.get("contaminated", 0) for source in sources)
-            read = sum(source.read for source in sources)
-            against = sorted(key.partition("/")[2] for key in corpus.inputs if key.startswith("benchmark/"))
-            limits = ("ngram_words", "ngram_characters", "problem_overlap")
-            shown = ", ".join(f"{limit} {settings[limit]}" for limit in limits if limit in settings)
-            yield (
-                f"- Corpus {name}: {dropped:,} of {read:,} documents were dropped as they overlap with items "
-                f"of {', '.join(map(_text, against))} ({_text(shown)})."
-            )
-        elif settings is None:  # adopted datasets do not say
-            yield f"- Corpus {name}: not decontaminated."
-
-
-def _recipe(checkpoint: Manifest) -> list[tuple[str, str]]:
+def _recipe(checkpoint: Manifest) -> dict[str, str]:
+    """Settings under Megatron-Core's names; what is off or unset is left out."""
     config: JsonObject = checkpoint.config
-    train, shown = config["train"], ("optimizer", "schedule", "precision", "parallel")
-    batch, length = train["global_batch_size"], train["seq_length"]
-    # Under Megatron-Core's names; what is off or unset is left out.
-    settings = {name: ", ".join(f"{k} {v}" for k, v in config[name].items() if v) for name in shown}
-    settings["batch"] = f"{batch * length:,} tokens: {batch:,} sequences of {length:,}"
-    settings["versions"] = ", ".join(f"{name} {version}" for name, version in checkpoint.versions.items())
-    return [*settings.items(), ("commit", checkpoint.commit)]
+    batch, length = config["train"]["global_batch_size"], config["train"]["seq_length"]
+    return {
+        **{
+            name: ", ".join(f"{key} {value}" for key, value in config[name].items() if value)
+            for name in ("optimizer", "schedule", "precision", "parallel")
+        },
+        "batch": f"{batch * length:,} tokens: {batch:,} sequences of {length:,}",
+        "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions.items()),
+        "commit": checkpoint.commit,
+    }
 
 
-def _scored(evaluation: Manifest, tasks: dict[str, TaskScore]) -> str:
-    rows = []
-    for name, score in tasks.items():
-        low, high = wilson_interval(score.correct, score.n)
-        more = "".join(f"; {of} {100 * found.value:.1f}" for of, found in (score.samples or {}).items())
-        accuracy = f"{100 * score.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f}){more}"
-        rows.append((name, f"{score.n:,}", str(score.shots), accuracy))
+def _scored(evaluation: Manifest, tasks: dict[str, TaskScore]) -> tuple[str, list[tuple[object, ...]]]:
+    """The settings of an evaluation; name, score and interval of each task."""
     shown = ("backend", "max_new_tokens", "temperature", "chat")
     settings = ", ".join(f"{name} {evaluation.config[name]}" for name in shown if name in evaluation.config)
-    table = _table(("task", "items", "shots", "accuracy in % (95 % interval, Wilson)"), rows)
-    return f"{table}\n\nScored with {_text(settings)}."
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *([*map(_text, row)] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return settings, [(name, one, wilson_interval(one.correct, one.n)) for name, one in tasks.items()]
 
 
 def _text(value: object) -> str:
