@@ -17,7 +17,7 @@ from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
-from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
+from megatron_mathcpt.report.origins import find_manifests, find_origins
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 
@@ -48,15 +48,14 @@ def build_report(
     manifests = find_manifests(root, without=out)
     times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
-    graph = build_graph(root, manifests)
     report = {
-        "results": build_results(loaded, comparisons, manifests, graph, study),
+        "results": build_results(loaded, comparisons, manifests, find_origins(root, manifests), study),
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     up = Path(os.path.relpath(root, out)).as_posix()
-    page = render(report, graph, title or root.resolve().name, up)
+    page = render(report, title or root.resolve().name, up)
     with locked_folder(out, KIND):
         # Without its manifest the folder is incomplete until all of it is rewritten.
         (out / FILE_NAME).unlink(missing_ok=True)
@@ -136,7 +135,7 @@ def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [row for row in comparisons if row["task"] == POOLED]
 
 
-def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
+def render(report: Mapping[str, Any], title: str, up: str) -> str:
     """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
     runs = results["runs"]
@@ -164,7 +163,6 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
         loss_plots=_loss_plots(runs),
-        graph=graph,
     )
 
 

@@ -21,7 +21,7 @@ from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import Pair, compare_runs, decided
 from megatron_mathcpt.report.figures import Point
-from megatron_mathcpt.report.graph import Graph
+from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
@@ -34,14 +34,18 @@ ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
 def build_results(
-    runs: Sequence[Run], pairs: Sequence[Pair], manifests: dict[str, Manifest], graph: Graph, study: bool
+    runs: Sequence[Run],
+    pairs: Sequence[Pair],
+    manifests: dict[str, Manifest],
+    origins: Sequence[Origin],
+    study: bool,
 ) -> dict[str, JsonValue]:
     """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, compared)
-    tokens = _mathematics_tokens(manifests, graph)
+    tokens = _mathematics_tokens(manifests, origins)
     rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
@@ -54,7 +58,7 @@ def build_results(
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
         "samples": choose_samples(runs, compared),
-        "graph": {"nodes": [*map(asdict, graph.nodes)], "edges": [[*edge] for edge in graph.edges]},
+        "origins": [asdict(origin) for origin in origins],
     }
 
 
@@ -181,14 +185,14 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
+def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin]) -> dict[str, int]:
     """Tokens of all pools except the general one that each run saw, its parent runs included."""
     total: dict[str, int] = {}
-    for node in graph.nodes:  # in topological order: parents first
-        manifest = manifests[node.name]
+    for origin in origins:  # parents first
+        manifest = manifests[origin.name]
         sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
         own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
-        total[node.name] = own + sum(total[start] for start, end in graph.edges if end == node.name)
+        total[origin.name] = own + sum(total[parent] for parent in origin.made_from)
     return total
 
 

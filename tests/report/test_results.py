@@ -105,7 +105,7 @@ def test_results_are_the_same_bytes_in_another_folder_and_later(results: Path, t
     assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
 
 
-def test_outputs_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
+def test_outputs_of_every_kind_origins_and_corpus_counts(results: Path) -> None:
     found = built(results)["results"]
     rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
     kinds = {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in rights}
@@ -113,11 +113,12 @@ def test_outputs_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
     for sample in found["samples"]:
         assert {name for name, row in sample["runs"].items() if row["correct"]} == rights[sample["kind"]]
         assert list(sample["runs"]) == list(RUNS)
-    nodes = found["graph"]["nodes"]
-    assert [node["name"] for node in nodes] == ["corpus", "synthesis", *RUNS]
-    assert (nodes[2]["kinds"], nodes[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
-    below = [["base", "base1"], ["base", "base2"]]
-    assert found["graph"]["edges"] == [*below, *(["corpus", name] for name in RUNS)]
+    origins = found["origins"]
+    below = {name: ["base", "corpus"] for name in PAIR}
+    parents = {"corpus": [], "synthesis": [], "base": ["corpus"]} | below
+    assert {one["name"]: one["made_from"] for one in origins} == parents
+    assert [one["name"] for one in origins] == ["corpus", "synthesis", *RUNS]
+    assert (origins[2]["kinds"], origins[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
     sources = found["corpora"]["corpus"]["sources"]
     assert set(sources) == set(POOLS)
     assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
@@ -132,9 +133,9 @@ def test_scores_in_a_run_of_its_export_elsewhere_are_no_cycle(results: Path) -> 
     scored = load_manifest(path, "evaluation")
     inputs = {"model": load_manifest(results / "export", "hf").fingerprint()}
     store_manifest(scored.model_copy(update={"inputs": inputs}), path / "manifest.json")
-    edges = built(results)["results"]["graph"]["edges"]
-    assert ["base", "export"] in edges
-    assert ["export", "base"] not in edges
+    parents = {one["name"]: one["made_from"] for one in built(results)["results"]["origins"]}
+    assert "base" in parents["export"]
+    assert "export" not in parents["base"]
 
 
 SAMPLES, RESULTS = "evaluation/samples_heldout_en.jsonl", "evaluation/results.json"
