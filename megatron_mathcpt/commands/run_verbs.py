@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
+from megatron_mathcpt.commands.score_verbs import print_report
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.own_python import own_command, own_environment
 
@@ -23,7 +24,6 @@ Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study,
 Out = Annotated[Path | None, Option(help="folder of the run, or of results; default: the study's `out`")]
 Scale = Annotated[str | None, Option(help="a scale defined in the study file, such as tiny")]
 Verify = Annotated[bool, Option(help="compare the logits of both models")]
-_PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 
 
 @verb("plan")
@@ -45,16 +45,17 @@ def plan(
 
     Overrides are those of a training config: precision, fusions, optimizer. Rejected layouts are counted.
     """
-    from rich.console import Console
-
     from megatron_mathcpt.planner import machine, search, shapes
 
     size = {"seq_length": seq_length, "global_batch_size": global_batch_size}
     config = search.given_config(shapes.load_shape(model), overrides or (), **size)
     result = search.search(config, gpus, machine.load_machine(hardware), limit_gib=memory_gib)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     for part in search.describe(result, train_tokens=train_tokens, top=top):
-        console.print(part, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            echo(part)
+        else:
+            title, headings, rows = part
+            print_table(headings, rows, title)
 
 
 conversion = group("convert", "Convert between checkpoints and Hugging Face folders of Llama models.")
@@ -206,14 +207,13 @@ def dry_run(
     For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus. Of
     models that are only scored: parameters, and memory with the key-value cache of a batch.
     """
-    from rich.console import Console
-
     from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment.dry_run import (
         MODEL_HEADINGS,
-        as_table,
+        RUN_HEADINGS,
         corpora_bytes,
         plan_models,
+        plan_rows,
         plan_run,
     )
 
@@ -243,8 +243,7 @@ def dry_run(
         loaded = [load_run(address, overrides, asked.scale) for address in files]
     if gpus and (study is None or study.runs):
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-        Console(width=width).print(as_table(runs, f"{gpus} {hardware}"))
+        print_table(RUN_HEADINGS, plan_rows(runs), f"{gpus} {hardware}", bare=True)
         if study is not None and len(loaded) < len(trained):
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
@@ -283,7 +282,6 @@ def run(
     """
     from megatron_mathcpt.experiment.dry_run import check_scored
     from megatron_mathcpt.experiment.local import run_stages
-    from megatron_mathcpt.report.page import print_report
 
     study = asked.study(config, overrides or (), out)
     if study is None:

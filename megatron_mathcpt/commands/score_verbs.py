@@ -166,7 +166,7 @@ def report(
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
     from megatron_mathcpt.config.resolved_study import pairs_of
-    from megatron_mathcpt.report.page import build_report, print_report
+    from megatron_mathcpt.report.page import build_report
     from megatron_mathcpt.report.read import finished_runs
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
@@ -174,6 +174,16 @@ def report(
     build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), title=title, study=study)
     if not quiet:
         print_report(out, title or root.resolve().name)
+
+
+def print_report(out: Path, title: str) -> None:
+    """Print the scores, the pooled comparisons and the path of the report in `out`."""
+    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
+
+    rows, sentences = load_scores(out)
+    print_table(SCORE_HEADINGS, rows, title)
+    for sentence in (*sentences, f"Report: {out / 'index.html'}"):
+        echo(sentence)
 
 
 @verb("status")

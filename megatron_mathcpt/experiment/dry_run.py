@@ -7,7 +7,6 @@ that are only scored, the memory with which they answer.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
@@ -28,11 +27,10 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 # 2 for the ids of a vocabulary below 65,536 (else 4), and about 4.5 for the text with its JSON, an estimate.
 _BYTES_PER_TOKEN = 6.5
+RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
+RUN_HEADINGS += ("GiB", "s/step", "disk TB", "GPU-hours")
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -155,16 +153,9 @@ def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
         examples_for(load_items(path).items, path, shots if isinstance(shots, int) else shots.get(name, 0))
 
 
-def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
-    """A rich table of several runs."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 120 columns
-    table.add_column("run", overflow="fold", min_width=20)
-    for name in ("steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "disk TB", "GPU-hours"):
-        left = name in ("of which (passes)", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout")
+def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
+    """A row of `RUN_HEADINGS` for each run."""
+    rows = list[tuple[str, ...]]()
     for name, run in runs.items():
         mixed = "\n".join(
             f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
@@ -172,5 +163,5 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
         )
         size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout, f"{run.memory_gib:.1f}")
         costs = (f"{run.step_seconds:.2f}", f"{run.disk_bytes / 1e12:.2f}", f"{run.gpu_hours:,.0f}")
-        table.add_row(name, *size, *costs)
-    return table
+        rows.append((name, *size, *costs))
+    return rows

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
-from rich.table import Table
 
 from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
@@ -27,6 +25,7 @@ PAGE_START = (
     b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     b'<meta name="generator" content="megatron_mathcpt">'
 )
+SCORE_HEADINGS = ("set", "run", "accuracy in % ± s.e.", "bits per byte")
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
@@ -76,59 +75,28 @@ def build_report(
     return out / "index.html"
 
 
-def print_report(out: Path, title: str) -> None:
-    """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
+def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Of the report in `out`, rows of `SCORE_HEADINGS` and what it says of each pair of runs.
+
+    Raises `ManifestError` if it is incomplete.
+    """
     load_manifest(out, KIND)
     results = json.loads((out / "report.json").read_bytes())["results"]
-    sets = [*dict.fromkeys(map(set_of, results["tasks"]))]
-    scores = {
-        name: [*(run["sets"].get(of) for of in sets), run["total"]]
+    sets = {of: f"{of}, higher form" if of in results["in_both_forms"] else of for of in results["tasks"]}
+    rows: list[tuple[str, ...]] = [
+        (sets.get(of, of), name, *_score_texts(score))
+        for of in (*dict.fromkeys(map(set_of, sets)), POOLED)
         for name, run in results["runs"].items()
-        if run["scores"]
-    }
-    console = Console(markup=False)
-    form = ", higher form" if results["in_both_forms"] else ""
-    console.print(
-        _score_table(
-            f"{title}: accuracy in % ± standard error, bits per byte{form}", [*sets, POOLED], scores, console
-        )
-    )
-    for row in _pooled(results["comparisons"]):
-        for found in filter(None, (row, row["bits"])):
-            console.print(found["sentence"], highlight=False)
-    if results["decided"]:
-        console.print(f"Over all tasks, {results['decided']}.", highlight=False)
-    console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
+        if (score := run["total"] if of == POOLED else run["sets"].get(of))
+    ]
+    pooled = [found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found]
+    decided = [f"Over all tasks, {results['decided']}."] if results["decided"] else []
+    return rows, [*(found["sentence"] for found in pooled), *decided]
 
 
-def _score_table(
-    title: str,
-    sets: Sequence[str],
-    scores: Mapping[str, Sequence[Mapping[str, Any] | None]],
-    console: Console,
-) -> Table:
-    """A row for each run, or for each of its scores where that would be too wide."""
-    table = Table("run", title=title)
-    for heading in sets:
-        table.add_column(heading, justify="right")
-    for name, row in scores.items():
-        table.add_row(name, *map(_score_text, row))
-    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-        return table
-    table = Table("run", "set", title=title)
-    table.add_column("score", justify="right")
-    for name, row in scores.items():
-        for heading, score in zip(sets, row, strict=True):
-            table.add_row(name if heading == sets[0] else "", heading, _score_text(score))
-        table.add_section()
-    return table
-
-
-def _score_text(score: Mapping[str, Any] | None) -> str:
-    if not score:
-        return figures.MISSING
-    text = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
-    return text if score["bits_per_byte"] is None else f"{text}, {figures.number(score['bits_per_byte'])}"
+def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
+    accuracy = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
+    return accuracy, figures.number(score["bits_per_byte"])
 
 
 def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
