@@ -292,11 +292,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, study.out)
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
-    if ran:
-        peak = max(ran, key=lambda outcome: outcome.peak_memory_gib)
-        minutes = sum(outcome.seconds for outcome in ran) / 60
-        memory = f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
-        echo(f"{len(ran)} stages in {minutes:.1f} min, {memory}", err=True)
+    echo(f"{len(ran)} stages in {sum(outcome.seconds for outcome in ran) / 60:.1f} min", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
     if not status:
         print_report(study.out / "report", study.out.name)
