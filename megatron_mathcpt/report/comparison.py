@@ -194,18 +194,6 @@ def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
         yield row
 
 
-def decided(comparisons: Sequence[Comparison]) -> str:
-    """How many pooled comparisons each measure decides, as a sentence; empty if there is one at most."""
-    pooled = [row for row in comparisons if row.task == POOLED]
-    rows: dict[str, Sequence[Comparison | BitsComparison]] = {
-        "accuracy decides {} of {} comparisons": pooled,
-        "bits per byte {} of {}": [row.bits for row in pooled if row.bits],
-    }
-    clear = {text: sum(row.verdict != UNDECIDED for row in found) for text, found in rows.items() if found}
-    texts = (text.format(count, len(rows[text])) for text, count in clear.items())
-    return f"{', '.join(texts)} (Holm, {ALPHA})" if len(pooled) > 1 else ""
-
-
 def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     """Settings that differ, as (field, value of first, of second); rows of `HEADINGS`; what is to be said.
 

@@ -89,9 +89,8 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         for name, run in results["runs"].items()
         if (score := run["total"] if of == POOLED else run["sets"].get(of))
     ]
-    pooled = [found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found]
-    decided = [f"Over all tasks, {results['decided']}."] if results["decided"] else []
-    return rows, [*(found["sentence"] for found in pooled), *decided]
+    pooled = (found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found)
+    return rows, [found["sentence"] for found in pooled]
 
 
 def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:

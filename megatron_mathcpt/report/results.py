@@ -19,7 +19,7 @@ from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs, decided
+from megatron_mathcpt.report.comparison import Pair, compare_runs
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
@@ -53,7 +53,6 @@ def build_results(
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
-        "decided": decided(comparisons),
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),

@@ -75,8 +75,6 @@ def test_bits_per_byte_are_paired_by_item_and_decide_where_accuracy_does_not(roo
     assert of_bits["sentence"].startswith(begin)
     assert "; bootstrap p = 0.0008, Wilcoxon p " in of_bits["sentence"]
     assert of_bits["sentence"].endswith(", after Holm over 4 tests).")
-    assert found["decided"] == "accuracy decides 1 of 4 comparisons, bits per byte 3 of 4 (Holm, 0.05)"
-    assert f"Over all tasks, {found['decided']}." in (root / "report" / "index.html").read_text("utf-8")
 
 
 def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
@@ -109,7 +107,7 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
         ("all tasks", runs["base2"]["total"], "2.5 ± 1.4"),
     ):
         assert scores[of, "base2"] == [accuracy, f"{score['bits_per_byte']:.3f}"]
-    assert len(sentences) == 2 * 4 + 1
+    assert len(sentences) == 2 * 4
 
 
 def test_levels_and_languages_are_subsets_of_both_measures(root: Path) -> None:
@@ -166,7 +164,6 @@ def test_runs_scored_before_compare_by_accuracy_and_no_number_is_refused(root: P
         damage(root, "base1", file, gold_bits=None, gold_bytes=None)
     found = results_of(root)
     assert {row["bits"] for row in found["comparisons"]} == {None}
-    assert found["decided"] == "accuracy decides 1 of 4 comparisons (Holm, 0.05)"
     damage(root, "base1", "samples_math_zh.jsonl", gold_bits=float("nan"), gold_bytes=8)
     with pytest.raises(
         MathCptError, match=r"samples_math_zh.jsonl: gold_bits of item 'math_zh-0' is no number"
