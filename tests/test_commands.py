@@ -161,7 +161,6 @@ def test_show_prints_a_config_that_reads_back_the_same(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(shown)
     resolved = load_config(tmp_path / "config.yaml", ExperimentConfig)
     assert resolved == load_config(ROOT / config, ExperimentConfig, [override])
-    assert run("-m", "megatron_mathcpt", "show", tmp_path).stdout == shown
     assert "async_save:" in shown, "defaults are printed too"
 
 

@@ -174,7 +174,7 @@ def _address(config: str) -> str:
 
 @verb("show")
 def show(
-    config: Annotated[str, Argument(metavar="CONFIG", help="run's YAML or folder, or STUDY.yaml:RUN")],
+    config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
     *,
     scale: Scale = None,
@@ -182,15 +182,7 @@ def show(
     """Print the complete config of a run, with the fields that a study sets marked."""
     from megatron_mathcpt.config.resolved_study import load_run
 
-    if not Path(config).is_dir():
-        echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
-        return
-    from megatron_mathcpt.config.base import dump_yaml
-    from megatron_mathcpt.train.inputs import recorded_config
-
-    if overrides or scale:
-        raise ConfigError(f"{config}: is the folder of a run, whose config is as it was; leave out the rest")
-    echo(dump_yaml(recorded_config(Path(config))), nl=False)
+    echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
 
 
 @verb("dry-run")
