@@ -158,7 +158,6 @@ def report(
     out: Annotated[Path | None, Option(help="folder of the report; default: ROOT/report")] = None,
     runs: Annotated[str, Option(help="runs in order, comma-separated; default: all finished ones")] = "",
     compare: Pairs = None,
-    title: Annotated[str, Option(help="heading of the page; default: the name of ROOT")] = "",
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
@@ -171,9 +170,9 @@ def report(
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     out = out or root / "report"
-    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), title=title, study=study)
+    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), study=study)
     if not quiet:
-        print_report(out, title or root.resolve().name)
+        print_report(out, root.resolve().name)
 
 
 def print_report(out: Path, title: str) -> None:

@@ -36,7 +36,6 @@ def build_report(
     *,
     runs: Sequence[str],
     comparisons: Sequence[Pair],
-    title: str = "",
     study: bool = False,
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
@@ -54,7 +53,7 @@ def build_report(
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     up = Path(os.path.relpath(root, out)).as_posix()
-    page = render(report, title or root.resolve().name, up)
+    page = render(report, root.resolve().name, up)
     with locked_folder(out, KIND):
         # Without its manifest the folder is incomplete until all of it is rewritten.
         (out / FILE_NAME).unlink(missing_ok=True)
@@ -68,7 +67,6 @@ def build_report(
             config={
                 "runs": [*runs],
                 "comparisons": [*map(list, comparisons)],
-                "title": title,
                 "study": study,
             },
         )
