@@ -62,11 +62,11 @@ def evaluate(
         results = score(model, files, settings, out, verify=verify)
         if is_first_process():
             _show_scores(results)
-    elif found := sweep_checkpoints(Path(model), files, settings, out):
-        print_table(*found[:2], str(out))
-        for sentence in found[2]:
-            echo(sentence)
-        echo(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
+        return
+    sweep_checkpoints(Path(model), files, settings, out)
+    if is_first_process():
+        print_report(out / "report", out.name)
+        echo(f"Against trained tokens: {out / 'accuracy.svg'}, {out / 'bits.svg'}")
 
 
 def _show_scores(results: dict[str, Any]) -> None:
