@@ -70,37 +70,24 @@ def evaluate(
 
 
 def _show_scores(results: dict[str, Any]) -> None:
-    """One row per set: both forms, the higher, and of each form ungraded, bits per byte and share cut."""
-    from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, set_of
+    """A row for each task, and below it for its draws; for each set in two forms; for the mean of four."""
 
-    tasks, aggregates = results["tasks"], results["aggregates"]
-    higher, mean = aggregates.get("higher_of_forms", {}), aggregates.get("mean_of_four")
-
-    def accuracy(found: dict[str, Any], *, error: bool) -> str:
-        value = f"{100 * found.get('value', found.get('accuracy', 0)):.2f}"
-        return f"{value} ± {100 * found['stderr']:.2f}" if error else value
+    def row(name: str, found: dict[str, Any], *more: str) -> tuple[str, ...]:
+        value = found.get("value", found.get("accuracy", 0))
+        return name, f"{100 * value:.2f} ± {100 * found['stderr']:.2f}", *more
 
     rows: list[tuple[str, ...]] = []
-    for name, row in tasks.items():
-        if set_of(name) in higher and name not in higher:
-            continue  # in the row of its set
-        forms = [row, tasks[name + FEW_SHOT]] if name in higher else [row]
-        shown = [accuracy(form, error=not higher) for form in forms]
-        if higher:
-            shown = [*[*shown, ""][:2], accuracy(higher.get(name, row), error=True)]
-        bits = [f"{form['bits_per_byte']['value']:.3f}" for form in forms if "bits_per_byte" in form]
-        cut = [f"{100 * form['cut_outputs'] / form['n']:.1f}" for form in forms if "cut_outputs" in form]
-        ungraded = "/".join(str(form["ungraded"]) for form in forms)
-        rows.append((name, *shown, ungraded, "/".join(bits), "/".join(cut)))
-        for score in row.get("samples", {}):
-            drawn = (accuracy(form["samples"][score], error=not higher) for form in forms)
-            rows.append((f"  {score}", *drawn))
-    if mean:
-        rows.append(("mean of four", *[""] * (2 * bool(higher)), accuracy(mean, error=True)))
-    few = ("few-\nshot %", "higher\n± s.e.") if higher else ()
+    for name, found in results["tasks"].items():
+        bits = f"{found['bits_per_byte']['value']:.3f}" if "bits_per_byte" in found else ""
+        cut = f"{100 * found['cut_outputs'] / found['n']:.1f}" if "cut_outputs" in found else ""
+        rows.append(row(name, found, str(found["ungraded"]), bits, cut))
+        rows += (row(f"  {score}", drawn) for score, drawn in found.get("samples", {}).items())
+    aggregates = results["aggregates"]
+    rows += (row(f"{name}, higher", best) for name, best in aggregates.get("higher_of_forms", {}).items())
+    if "mean_of_four" in aggregates:
+        rows.append(row("mean of four", aggregates["mean_of_four"]))
     echo(results["model"])
-    headings = ("set", "zero-\nshot %", *few, "un-\ngraded", "bits per\nbyte", "cut\nin %")
-    print_table(headings, rows, bare=True)
+    print_table(("task", "accuracy in % ± s.e.", "ungraded", "bits per byte", "cut in %"), rows, bare=True)
 
 
 @verb("contamination")
