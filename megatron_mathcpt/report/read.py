@@ -150,16 +150,12 @@ def scored_folder(folder: Path) -> Path:
     return folder if alone else folder / "evaluation"
 
 
-def verified(scored: Path) -> Path:
-    """The folder of an evaluation, after comparing its files with its manifest."""
-    verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
-    return scored
-
-
 def _load_run(folder: Path, name: str) -> Run:
     scored = scored_folder(folder)
     has_scores = scored == folder or _is_scored(folder)
-    results = load_results(verified(scored)) if has_scores else None
+    if has_scores:
+        verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
+    results = load_results(scored) if has_scores else None
     scores = results.tasks if results else {}
     # A folder with neither is treated as a run, so that the error names its missing manifest.
     trained = (folder / METRICS).exists() or not has_scores
