@@ -203,7 +203,6 @@ def dry_run(
     from megatron_mathcpt.experiment.dry_run import (
         MODEL_HEADINGS,
         RUN_HEADINGS,
-        corpora_bytes,
         plan_models,
         plan_rows,
         plan_run,
@@ -240,11 +239,9 @@ def dry_run(
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
         disk = sum(run.disk_bytes for run in runs.values())
-        made = corpora_bytes(study, [stage.name for stage in stages]) if study else 0
         echo(
             f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts: "
             f"{hours / gpus / 24:,.1f} days on {gpus}; checkpoints of up to {disk / 1e12:,.1f} TB"
-            + (f", corpora of about {made / 1e12:,.1f} TB" if study else "")
         )
 
 

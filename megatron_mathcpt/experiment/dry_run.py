@@ -27,8 +27,6 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
-# 2 for the ids of a vocabulary below 65,536 (else 4), and about 4.5 for the text with its JSON, an estimate.
-_BYTES_PER_TOKEN = 6.5
 RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
 RUN_HEADINGS += ("GiB", "s/step", "disk TB", "GPU-hours")
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
@@ -103,12 +101,6 @@ def _tokens_of(
             "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
         )
     return {pool: known[pool] for pool in pools}
-
-
-def corpora_bytes(study: Study, names: Iterable[str]) -> float:
-    """Expected size of those of the study's corpora: token ids, and documents as JSON lines."""
-    builds = (study.corpus[name] for name in names if name in study.corpus)
-    return _BYTES_PER_TOKEN * sum(sum(build.tokens.values()) for build in builds)
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
