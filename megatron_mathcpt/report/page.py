@@ -12,6 +12,7 @@ from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.log import clock
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
@@ -136,8 +137,8 @@ def _fill_template(template: str, **content: Any) -> str:
     loader = PackageLoader("megatron_mathcpt.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
-    names = ("points", "significant", "p_value", "tokens", "seconds", "number", "begin_token")
-    found.filters |= {name: getattr(figures, name) for name in names}
+    names = ("points", "significant", "p_value", "tokens", "number", "begin_token")
+    found.filters |= {"clock": clock, **{name: getattr(figures, name) for name in names}}
     return found.get_template(template).render(content)
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, seconds, tokens
+from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, tokens
 
 NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     points: {0.12345: "12.3", None: "–"},
@@ -15,7 +15,6 @@ NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     tokens: {63.0e9: "63.0 B", 999_600: "1.00 M", 999_400: "999 k", 99_960: "100 k"}
     | {14_700: "14.7 k", 17: "17", 104_857_600_000: "105 B"},
     partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B"},
-    seconds: {12.34: "12.3 s", 300: "5.0 min", 7300: "2.0 h"},
 }
 
 
