@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Pairs, group, print_table, verb
 from megatron_mathcpt.log import is_first_process
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.config.evaluation import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,40 @@ def evaluate(
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
     from megatron_mathcpt.evaluation.tasks import plan
-    from megatron_mathcpt.experiment.sweep import sweep as sweep_checkpoints
 
     files, settings = plan(task or (), benchmarks, sets, **vars(answering))
-    if not sweep:
-        results = score(model, files, settings, out, verify=verify)
-        if is_first_process():
-            _show_scores(results)
+    if sweep:
+        _score_checkpoints(Path(model), files, settings, out)
         return
-    sweep_checkpoints(Path(model), files, settings, out)
+    results = score(model, files, settings, out, verify=verify)
     if is_first_process():
+        _show_scores(results)
+
+
+def _score_checkpoints(run: Path, files: dict[str, Path], settings: "EvaluationConfig", out: Path) -> None:
+    """Score the checkpoints of a run, oldest first, and report on all against the first.
+
+    `out` is then a folder of results with one run per checkpoint: a killed sweep resumes with the next one,
+    and later checkpoints are added. Under torchrun only the first process reports.
+    """
+    from megatron_mathcpt.errors import EvaluationError
+    from megatron_mathcpt.evaluation.evaluate import evaluate as score
+    from megatron_mathcpt.formats.output_folder import claim_folder
+    from megatron_mathcpt.formats.run_folder import checkpoint_paths
+    from megatron_mathcpt.report.page import build_report
+
+    paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
+    if not paths:
+        raise EvaluationError(f"{run}: has no checkpoint in checkpoints/; --sweep takes the folder of a run")
+    if is_first_process():
+        claim_folder(out, "sweep")
+    for name, path in paths.items():
+        score(path, files, settings, out / name / "evaluation")
+    if is_first_process():
+        first, *later = paths
+        pairs = [(name, first) for name in later]
+        build_report(out, out / "report", runs=list(paths), comparisons=pairs)
         print_report(out / "report", out.name)
-        echo(f"Against trained tokens: {out / 'accuracy.svg'}, {out / 'bits.svg'}")
 
 
 def _show_scores(results: dict[str, Any]) -> None:

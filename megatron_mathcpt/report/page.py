@@ -142,11 +142,6 @@ def _fill_template(template: str, **content: Any) -> str:
     return found.get_template(template).render(content)
 
 
-def curve_svg(plot: Plot) -> str:
-    """Render curves as an SVG file of their own."""
-    return _fill_template("curve.svg.j2", plot=plot)
-
-
 def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
     """A plot for each task: every run's accuracy with its interval, all on one scale."""
     runs = results["runs"]
