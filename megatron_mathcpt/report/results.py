@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
 _ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256", "shots"}
-ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
 def build_results(
@@ -62,15 +60,10 @@ def build_results(
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage; each run's median tokens per second, and the seconds of its steps."""
-    speeds, trained = {}, {}
-    for run in runs:
-        steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]
-        if steps:
-            speeds[run.name] = sorted(rate for _, rate in steps)[len(steps) // 2]
-            pairs = pairwise([(0, 0.0), *steps])
-            trained[run.name] = sum((end - start) / rate for (start, _), (end, rate) in pairs)
-    return {"stage_seconds": stages, "tokens_per_second": speeds, "training_seconds": trained}
+    """Seconds of each pipeline stage, and each run's median tokens per second."""
+    rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
+    speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
+    return {"stage_seconds": stages, "tokens_per_second": speeds}
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
@@ -211,7 +204,7 @@ def _synthesis(folders: dict[str, Any]) -> dict[str, JsonValue]:
 
 
 def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue]:
-    """About `MAX_ITEMS` items with the runs' outputs, spread over comparisons, tasks and kinds (`_kinds`)."""
+    """About `MAX_ITEMS` items with two runs' outputs, by comparison, task and kind (`_kinds`), evenly."""
     by_name = {run.name: run for run in runs}
     cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
 
@@ -222,11 +215,10 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
 
     chosen: list[JsonValue] = []
     for pair, task, kind, ids in cells:
-        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
         # By a hash of the id: nobody picks the items, and every rerun shows the same.
         ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
         for item in ids[: max(1, MAX_ITEMS // len(cells))]:
-            rows = {name: answers(name, task)[item] for name in names if task in by_name[name].higher}
+            rows = {name: answers(name, task)[item] for name in pair[::-1]}
             any_row = next(iter(rows.values()))
             shown: dict[str, JsonValue] = {"pair": [*pair], "task": task, "kind": kind, "id": item}
             shown |= {"question": any_row.question, "gold": any_row.gold}
