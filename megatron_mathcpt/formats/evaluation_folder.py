@@ -113,12 +113,6 @@ class TaskScore(Row):
     cut_outputs: int | None = None
     right_with_false_equation: int | None = None
 
-    @property
-    def headline(self) -> SampleScore:
-        """Accuracy and its error: the average over all draws of an item, or of its only one."""
-        averages = [found for name, found in (self.samples or {}).items() if name.startswith("avg@")]
-        return averages[0] if averages else SampleScore(value=self.accuracy, stderr=self.stderr)
-
 
 class Results(Row):
     """`results.json`; `aggregates` are computed by `evaluation/tasks.py`."""

@@ -115,16 +115,6 @@ class Comparison(PairedComparison):
         }
         return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
-    @property
-    def sentences(self) -> list[str]:
-        """That of accuracy, and of bits per byte if there are any."""
-        return [self.sentence, *([self.bits.sentence] if self.bits else [])]
-
-    @property
-    def contradictory(self) -> bool:
-        """Whether one measure says better and the other worse."""
-        return self.bits is not None and {self.verdict, self.bits.verdict} == {"better", "worse"}
-
     def as_json(self) -> dict[str, JsonValue]:
         """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
         return _as_json(self) | {"bits": _as_json(self.bits) if self.bits else None}
@@ -241,7 +231,7 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
         (field, str(before.get(field, MISSING)), str(after.get(field, MISSING))) for field in fields
     ]
     tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
-    said = [sentence for row in tests[:1] for sentence in row.sentences]
+    said = [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
     forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
     said += [
         f"Few-shot form of {', '.join(few)} in {name}." for name, few in zip("AB", forms, strict=True) if few

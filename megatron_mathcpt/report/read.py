@@ -136,15 +136,10 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def scored_folder(folder: Path) -> Path:
-    """Of a run's folder the evaluation below it; a folder that `mathcpt evaluate` wrote is one itself."""
-    alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
-    return folder if alone else folder / "evaluation"
-
-
 def _load_run(folder: Path, name: str) -> Run:
-    scored = scored_folder(folder)
-    has_scores = scored == folder or _is_scored(folder)
+    # A folder that `mathcpt evaluate` wrote is an evaluation itself.
+    alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
+    scored, has_scores = folder if alone else folder / "evaluation", alone or _is_scored(folder)
     if has_scores:
         verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
     results = load_results(scored) if has_scores else None
