@@ -1,5 +1,6 @@
 """The command `mathcpt`: what its verbs share, and how user errors are printed."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
@@ -37,6 +38,7 @@ EXTRAS = {
     "fast": ("gigatoken",),
     "ray": ("ray",),
 }
+_PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
@@ -121,7 +123,7 @@ def print_table(
         table.add_column(heading, justify="right" if number else "left", no_wrap=number or first)
     for row in texts:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH).print(table)
 
 
 def build_app() -> typer.Typer:

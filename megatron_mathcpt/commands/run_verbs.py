@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
+from megatron_mathcpt.commands.score_verbs import print_report
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.own_python import own_command, own_environment
 
@@ -23,7 +24,6 @@ Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study,
 Out = Annotated[Path | None, Option(help="folder of the run, or of results; default: the study's `out`")]
 Scale = Annotated[str | None, Option(help="a scale defined in the study file, such as tiny")]
 Verify = Annotated[bool, Option(help="compare the logits of both models")]
-_PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 
 
 @verb("plan")
@@ -45,16 +45,17 @@ def plan(
 
     Overrides are those of a training config: precision, fusions, optimizer. Rejected layouts are counted.
     """
-    from rich.console import Console
-
     from megatron_mathcpt.planner import machine, search, shapes
 
     size = {"seq_length": seq_length, "global_batch_size": global_batch_size}
     config = search.given_config(shapes.load_shape(model), overrides or (), **size)
     result = search.search(config, gpus, machine.load_machine(hardware), limit_gib=memory_gib)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     for part in search.describe(result, train_tokens=train_tokens, top=top):
-        console.print(part, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            echo(part)
+        else:
+            title, headings, rows = part
+            print_table(headings, rows, title)
 
 
 conversion = group("convert", "Convert between checkpoints and Hugging Face folders of Llama models.")
@@ -173,7 +174,7 @@ def _address(config: str) -> str:
 
 @verb("show")
 def show(
-    config: Annotated[str, Argument(metavar="CONFIG", help="run's YAML or folder, or STUDY.yaml:RUN")],
+    config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
     *,
     scale: Scale = None,
@@ -181,15 +182,7 @@ def show(
     """Print the complete config of a run, with the fields that a study sets marked."""
     from megatron_mathcpt.config.resolved_study import load_run
 
-    if not Path(config).is_dir():
-        echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
-        return
-    from megatron_mathcpt.config.base import dump_yaml
-    from megatron_mathcpt.train.inputs import recorded_config
-
-    if overrides or scale:
-        raise ConfigError(f"{config}: is the folder of a run, whose config is as it was; leave out the rest")
-    echo(dump_yaml(recorded_config(Path(config))), nl=False)
+    echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
 
 
 @verb("dry-run")
@@ -206,14 +199,12 @@ def dry_run(
     For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus. Of
     models that are only scored: parameters, and memory with the key-value cache of a batch.
     """
-    from rich.console import Console
-
     from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment.dry_run import (
         MODEL_HEADINGS,
-        as_table,
-        corpora_bytes,
+        RUN_HEADINGS,
         plan_models,
+        plan_rows,
         plan_run,
     )
 
@@ -243,17 +234,14 @@ def dry_run(
         loaded = [load_run(address, overrides, asked.scale) for address in files]
     if gpus and (study is None or study.runs):
         runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-        Console(width=width).print(as_table(runs, f"{gpus} {hardware}"))
+        print_table(RUN_HEADINGS, plan_rows(runs), f"{gpus} {hardware}", bare=True)
         if study is not None and len(loaded) < len(trained):
             echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
         hours = sum(run.gpu_hours for run in runs.values())
         disk = sum(run.disk_bytes for run in runs.values())
-        made = corpora_bytes(study, [stage.name for stage in stages]) if study else 0
         echo(
             f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts: "
             f"{hours / gpus / 24:,.1f} days on {gpus}; checkpoints of up to {disk / 1e12:,.1f} TB"
-            + (f", corpora of about {made / 1e12:,.1f} TB" if study else "")
         )
 
 
@@ -283,7 +271,6 @@ def run(
     """
     from megatron_mathcpt.experiment.dry_run import check_scored
     from megatron_mathcpt.experiment.local import run_stages
-    from megatron_mathcpt.report.page import print_report
 
     study = asked.study(config, overrides or (), out)
     if study is None:
@@ -294,11 +281,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, study.out)
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
-    if ran:
-        peak = max(ran, key=lambda outcome: outcome.peak_memory_gib)
-        minutes = sum(outcome.seconds for outcome in ran) / 60
-        memory = f"peak memory {peak.peak_memory_gib:.1f} GiB ({peak.stage})"
-        echo(f"{len(ran)} stages in {minutes:.1f} min, {memory}", err=True)
+    echo(f"{len(ran)} stages in {sum(outcome.seconds for outcome in ran) / 60:.1f} min", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
     if not status:
         print_report(study.out / "report", study.out.name)

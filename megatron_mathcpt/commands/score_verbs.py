@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Pairs, group, print_table, verb
 from megatron_mathcpt.log import is_first_process
+
+if TYPE_CHECKING:
+    from megatron_mathcpt.config.evaluation import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -55,52 +58,61 @@ def evaluate(
     """
     from megatron_mathcpt.evaluation.evaluate import evaluate as score
     from megatron_mathcpt.evaluation.tasks import plan
-    from megatron_mathcpt.experiment.sweep import sweep as sweep_checkpoints
 
     files, settings = plan(task or (), benchmarks, sets, **vars(answering))
-    if not sweep:
-        results = score(model, files, settings, out, verify=verify)
-        if is_first_process():
-            _show_scores(results)
-    elif found := sweep_checkpoints(Path(model), files, settings, out):
-        print_table(*found[:2], str(out))
-        for sentence in found[2]:
-            echo(sentence)
-        echo(f"curves: {out / 'sweep.svg'}; a page: mathcpt report {out}")
+    if sweep:
+        _score_checkpoints(Path(model), files, settings, out)
+        return
+    results = score(model, files, settings, out, verify=verify)
+    if is_first_process():
+        _show_scores(results)
+
+
+def _score_checkpoints(run: Path, files: dict[str, Path], settings: "EvaluationConfig", out: Path) -> None:
+    """Score the checkpoints of a run, oldest first, and report on all against the first.
+
+    `out` is then a folder of results with one run per checkpoint: a killed sweep resumes with the next one,
+    and later checkpoints are added. Under torchrun only the first process reports.
+    """
+    from megatron_mathcpt.errors import EvaluationError
+    from megatron_mathcpt.evaluation.evaluate import evaluate as score
+    from megatron_mathcpt.formats.output_folder import claim_folder
+    from megatron_mathcpt.formats.run_folder import checkpoint_paths
+    from megatron_mathcpt.report.page import build_report
+
+    paths = {path.name: path for path in reversed(checkpoint_paths(run))}  # newest first before reversal
+    if not paths:
+        raise EvaluationError(f"{run}: has no checkpoint in checkpoints/; --sweep takes the folder of a run")
+    if is_first_process():
+        claim_folder(out, "sweep")
+    for name, path in paths.items():
+        score(path, files, settings, out / name / "evaluation")
+    if is_first_process():
+        first, *later = paths
+        pairs = [(name, first) for name in later]
+        build_report(out, out / "report", runs=list(paths), comparisons=pairs)
+        print_report(out / "report", out.name)
 
 
 def _show_scores(results: dict[str, Any]) -> None:
-    """One row per set: both forms, the higher, and of each form ungraded, bits per byte and share cut."""
-    from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, set_of
+    """A row for each task, and below it for its draws; for each set in two forms; for the mean of four."""
 
-    tasks, aggregates = results["tasks"], results["aggregates"]
-    higher, mean = aggregates.get("higher_of_forms", {}), aggregates.get("mean_of_four")
-
-    def accuracy(found: dict[str, Any], *, error: bool) -> str:
-        value = f"{100 * found.get('value', found.get('accuracy', 0)):.2f}"
-        return f"{value} ± {100 * found['stderr']:.2f}" if error else value
+    def row(name: str, found: dict[str, Any], *more: str) -> tuple[str, ...]:
+        value = found.get("value", found.get("accuracy", 0))
+        return name, f"{100 * value:.2f} ± {100 * found['stderr']:.2f}", *more
 
     rows: list[tuple[str, ...]] = []
-    for name, row in tasks.items():
-        if set_of(name) in higher and name not in higher:
-            continue  # in the row of its set
-        forms = [row, tasks[name + FEW_SHOT]] if name in higher else [row]
-        shown = [accuracy(form, error=not higher) for form in forms]
-        if higher:
-            shown = [*[*shown, ""][:2], accuracy(higher.get(name, row), error=True)]
-        bits = [f"{form['bits_per_byte']['value']:.3f}" for form in forms if "bits_per_byte" in form]
-        cut = [f"{100 * form['cut_outputs'] / form['n']:.1f}" for form in forms if "cut_outputs" in form]
-        ungraded = "/".join(str(form["ungraded"]) for form in forms)
-        rows.append((name, *shown, ungraded, "/".join(bits), "/".join(cut)))
-        for score in row.get("samples", {}):
-            drawn = (accuracy(form["samples"][score], error=not higher) for form in forms)
-            rows.append((f"  {score}", *drawn))
-    if mean:
-        rows.append(("mean of four", *[""] * (2 * bool(higher)), accuracy(mean, error=True)))
-    few = ("few-\nshot %", "higher\n± s.e.") if higher else ()
+    for name, found in results["tasks"].items():
+        bits = f"{found['bits_per_byte']['value']:.3f}" if "bits_per_byte" in found else ""
+        cut = f"{100 * found['cut_outputs'] / found['n']:.1f}" if "cut_outputs" in found else ""
+        rows.append(row(name, found, str(found["ungraded"]), bits, cut))
+        rows += (row(f"  {score}", drawn) for score, drawn in found.get("samples", {}).items())
+    aggregates = results["aggregates"]
+    rows += (row(f"{name}, higher", best) for name, best in aggregates.get("higher_of_forms", {}).items())
+    if "mean_of_four" in aggregates:
+        rows.append(row("mean of four", aggregates["mean_of_four"]))
     echo(results["model"])
-    headings = ("set", "zero-\nshot %", *few, "un-\ngraded", "bits per\nbyte", "cut\nin %")
-    print_table(headings, rows, bare=True)
+    print_table(("task", "accuracy in % ± s.e.", "ungraded", "bits per byte", "cut in %"), rows, bare=True)
 
 
 @verb("contamination")
@@ -158,7 +170,6 @@ def report(
     out: Annotated[Path | None, Option(help="folder of the report; default: ROOT/report")] = None,
     runs: Annotated[str, Option(help="runs in order, comma-separated; default: all finished ones")] = "",
     compare: Pairs = None,
-    title: Annotated[str, Option(help="heading of the page; default: the name of ROOT")] = "",
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
@@ -166,14 +177,24 @@ def report(
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
     from megatron_mathcpt.config.resolved_study import pairs_of
-    from megatron_mathcpt.report.page import build_report, print_report
+    from megatron_mathcpt.report.page import build_report
     from megatron_mathcpt.report.read import finished_runs
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     out = out or root / "report"
-    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), title=title, study=study)
+    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), study=study)
     if not quiet:
-        print_report(out, title or root.resolve().name)
+        print_report(out, root.resolve().name)
+
+
+def print_report(out: Path, title: str) -> None:
+    """Print the scores, the pooled comparisons and the path of the report in `out`."""
+    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
+
+    rows, sentences = load_scores(out)
+    print_table(SCORE_HEADINGS, rows, title)
+    for sentence in (*sentences, f"Report: {out / 'index.html'}"):
+        echo(sentence)
 
 
 @verb("status")

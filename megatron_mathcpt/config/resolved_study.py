@@ -4,7 +4,6 @@
 """
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import (
-    NAME,
     AddedRow,
     CorporaNode,
     EvaluationNode,
@@ -111,9 +109,8 @@ def load_run(
 class Asked:
     """What the command line decides about a study: its scale, its folder of results, and its runs.
 
-    `add` are files of further runs, all of them scored: with `name`, `from` and `set`, or complete and then
-    the same at any scale. `compare` are further comparisons; `only` are the runs (variants included) and
-    models to score.
+    `add` are files of further runs, all of them scored: `name`, `from` or `file`, and `set`. `compare` are
+    further comparisons; `only` are the runs (variants included) and models to score.
     """
 
     scale: str | None = None
@@ -184,11 +181,6 @@ def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _added_row(path: Path) -> tuple[str, Row]:
-    if not {"from", "file", "set"} & base.read_tree(path).keys():
-        name = base.load_config(path, ExperimentConfig).name
-        if not re.fullmatch(NAME, name):
-            raise ConfigError(f"{path}: name: '{name}' cannot name a folder; it must match {NAME}")
-        return name, Row(file=path.resolve())
     row = base.load_config(path, AddedRow)
     if row.is_change:
         raise ConfigError(f"{path}: from: missing; name the row of the study that it changes")

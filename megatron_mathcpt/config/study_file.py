@@ -29,8 +29,7 @@ from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
-NAME = r"^[a-z0-9][a-z0-9._-]*$"
-Name = Annotated[str, StringConstraints(pattern=NAME)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class Row(Section):

@@ -254,7 +254,7 @@ def _load_vllm(folder: Path, config: EvaluationConfig) -> "TemplateLM":
 
     own = read_config(folder)
     # vLLM's `auto` turns fp32 into fp16.
-    automatic = "float32" if "float32" in (own.dtype, own.torch_dtype) else "auto"
+    automatic = "float32" if "float32" in (own.get("dtype"), own.get("torch_dtype")) else "auto"
 
     class VllmLM(VLLM):  # type: ignore[misc]
         """All end tokens stop it, and its texts have no special tokens, as those of `hf`."""

@@ -109,7 +109,7 @@ def _generate_samples(
         about = item.model_dump(include={"id", "stage", "steps", "level", "question"})
         about |= {"language": item.lang, "gold": item.answer} | answer.model_dump(exclude={"id"})
         if bits and not draw:
-            about["gold_bits"], about["gold_characters"] = bits[index // config.samples], len(request.gold)
+            about["gold_bits"] = bits[index // config.samples]
             about["gold_bytes"] = len(request.gold.encode())
         samples[request.task].append(Sample(**about, sample=draw if config.samples > 1 else None))
     return samples, cuts

@@ -135,7 +135,7 @@ class ChatLM(CompletionsLM, LocalChatCompletion):
 def open_server(name: str, served: JsonObject, folder: Path, config: EvaluationConfig) -> CompletionsLM:
     """The model `name` of `config.endpoint`, with the tokenizer in `folder`; `served` is its listing."""
     tokenizer = load_tokenizer(folder)
-    own = read_config(folder).max_position_embeddings or tokenizer.model_max_length
+    own = read_config(folder).get("max_position_embeddings") or tokenizer.model_max_length
     window = served.get("max_model_len") or own
     if not isinstance(window, int) or window > 10**9:  # transformers' own where none is given
         raise EvaluationError(f"{folder}: no config.json with the model's window; give its whole folder")

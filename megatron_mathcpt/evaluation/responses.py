@@ -9,7 +9,6 @@ seeds. lm-eval's own cache leaves out the model, so a second model got the respo
 import hashlib
 import math
 import os
-import sys
 import time
 from array import array
 from collections import Counter
@@ -24,8 +23,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from pydantic import JsonValue
-from rich.console import Console
-from rich.progress import track
 
 from megatron_mathcpt.answers.extraction import split_thinking
 from megatron_mathcpt.config.evaluation import EvaluationConfig
@@ -150,10 +147,9 @@ class Session:
         self.lm.barrier()  # no process may read what the first one is already appending
         file = JsonLines(path) if writes else None
         found, new = dict[int, Found](), set[int]()
-        quiet = not sys.stderr.isatty()
         began = shown = time.monotonic()
         members: list[int]
-        for members in track(batches, path.stem, console=Console(stderr=True), disable=quiet or not writes):
+        for members in batches:
             given = [inputs[index] for index in members]
             key = hash_json([self.identity, given])
             if len(known.get(key, ())) < len(members):
@@ -170,7 +166,7 @@ class Session:
                         file.write(row.model_dump())
                 new |= {*members}
             found |= {index: known[key][place] for place, index in enumerate(members)}
-            if quiet and writes and (now := time.monotonic()) - shown >= _LOG_SECONDS:
+            if writes and (now := time.monotonic()) - shown >= _LOG_SECONDS:
                 before = len(found) - len(new)
                 logger.info(progress(len(found), len(requests), path.stem, before, now - began))
                 shown = now

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, ValidationError
 
@@ -22,7 +22,7 @@ from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.formats import benchmark
 from megatron_mathcpt.formats.benchmark import STUDY_SETS, Item, ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, SampleScore, TaskScore, set_of
-from megatron_mathcpt.records import NEXT_QUESTION, cpt_text, response_text
+from megatron_mathcpt.records import NEXT_QUESTION, JsonObject, cpt_text, response_text
 from megatron_mathcpt.statistics import accuracy_standard_error, score_samples, wilson_interval
 
 if TYPE_CHECKING:
@@ -32,17 +32,6 @@ TASKS_FOLDER = Path(__file__).parent / "tasks"
 # A base model does not stop after its answer: it invents the next question, whose answer must not be graded.
 STOP = [*NEXT_QUESTION]
 _SEPARATOR = "\n\n"  # of worked examples; its last line break begins the stop string that follows
-
-
-class GradedOutput(TypedDict):
-    """The verdict on an output, as rows of samples and responses record it."""
-
-    correct: bool
-    verdict: str
-    reason: str
-    extracted: str
-    method: str
-    false_equations: int
 
 
 def plan(
@@ -156,7 +145,7 @@ def score(doc: Mapping[str, object], outputs: list[str | list[str]]) -> dict[str
     return {"accuracy": correct, "ungraded": ungraded}
 
 
-def grade_output(item: Item, output: str) -> GradedOutput:
+def grade_output(item: Item, output: str) -> JsonObject:
     """Extract the answer from an output, after its thinking part, and compare it with the item's."""
     shown = split_thinking(output)[1]
     extraction = extract_answer(shown, item.lang, item.type)
@@ -200,8 +189,6 @@ def summarize(name: str, file: ItemFile, rows: list[Sample], cut: int, config: E
         truncated_prompts=cut,
         samples=_score_draws(items, rows, config.samples) if config.samples > 1 else None,
         bits_per_byte=_mean([bits / (row.gold_bytes or 1) for bits, row in scored]),
-        bits_per_character=_mean([bits / (row.gold_characters or 1) for bits, row in scored]),
-        whole_solutions=sum(bool(item.solution) for item in items) if scored else None,
         mean_tokens=fmean(tokens) if tokens else None,
         mean_thinking_tokens=fmean(row.thinking_tokens or 0 for row in first) if tokens else None,
         cut_outputs=sum(bool(row.cut) for row in first) if tokens else None,

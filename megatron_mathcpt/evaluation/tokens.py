@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from megatron_mathcpt.errors import EvaluationError, one_line
-from megatron_mathcpt.formats.files import Row, read_json
+from megatron_mathcpt.formats.files import read_json
+from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
-
-
-class FolderConfig(Row):
-    """What is read of a Hugging Face folder's `config.json`."""
-
-    max_position_embeddings: int | None = None
-    dtype: str | None = None  # transformers 5
-    torch_dtype: str | None = None
 
 
 class OwnTokenizer:
@@ -100,7 +93,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return found  # type: ignore[no-any-return]
 
 
-def read_config(folder: Path) -> FolderConfig:
-    """An empty one if the file is not there; raises `DataError` for a damaged one."""
+def read_config(folder: Path) -> JsonObject:
+    """Its `config.json`, empty if the file is not there; raises `DataError` for a damaged one."""
     path = folder / "config.json"
-    return read_json(path, FolderConfig, "download it again") if path.is_file() else FolderConfig()
+    return read_json(path, JsonObject, "download it again") if path.is_file() else {}

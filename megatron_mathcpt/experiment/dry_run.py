@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
@@ -29,11 +28,8 @@ from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-# 2 for the ids of a vocabulary below 65,536 (else 4), and about 4.5 for the text with its JSON, an estimate.
-_BYTES_PER_TOKEN = 6.5
+RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
+RUN_HEADINGS += ("GiB", "s/step", "disk TB", "GPU-hours")
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -108,12 +104,6 @@ def _tokens_of(
     return {pool: known[pool] for pool in pools}
 
 
-def corpora_bytes(study: Study, names: Iterable[str]) -> float:
-    """Expected size of those of the study's corpora: token ids, and documents as JSON lines."""
-    builds = (study.corpus[name] for name in names if name in study.corpus)
-    return _BYTES_PER_TOKEN * sum(sum(build.tokens.values()) for build in builds)
-
-
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
     """A row of `MODEL_HEADINGS` for each model to be scored; the last cell is "yes", or what is wrong."""
     limit, rows = USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
@@ -157,16 +147,9 @@ def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
         examples_for(load_items(path).items, path, shots if isinstance(shots, int) else shots.get(name, 0))
 
 
-def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
-    """A rich table of several runs."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)  # fits 120 columns
-    table.add_column("run", overflow="fold", min_width=20)
-    for name in ("steps", "tokens", "of which (passes)", "layout", "GiB", "s/step", "disk TB", "GPU-hours"):
-        left = name in ("of which (passes)", "layout")
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "layout")
+def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
+    """A row of `RUN_HEADINGS` for each run."""
+    rows = list[tuple[str, ...]]()
     for name, run in runs.items():
         mixed = "\n".join(
             f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
@@ -174,5 +157,5 @@ def as_table(runs: Mapping[str, DryRun], title: str) -> "Table":
         )
         size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout, f"{run.memory_gib:.1f}")
         costs = (f"{run.step_seconds:.2f}", f"{run.disk_bytes / 1e12:.2f}", f"{run.gpu_hours:,.0f}")
-        table.add_row(name, *size, *costs)
-    return table
+        rows.append((name, *size, *costs))
+    return rows

@@ -26,7 +26,6 @@ from megatron_mathcpt.own_python import own_command, own_environment
 
 KIND = "study"  # of a results folder
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment, to find what a killed runner left running
-SAMPLE_SECONDS = 2.0
 _logger = get_logger(__name__)
 
 
@@ -37,7 +36,6 @@ class StageOutcome:
     stage: str
     state: str
     seconds: float = 0.0
-    peak_memory_gib: float = 0.0
     status: int = 0
 
 
@@ -91,12 +89,8 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
     start = time.monotonic()
     environment = {**own_environment(), OWNER_VARIABLE: str(out.resolve())}
     process = subprocess.Popen(own_command(stage.command[1:]), env=environment)
-    root, peak, status = psutil.Process(process.pid), 0, None
     try:
-        while status is None:
-            with suppress(subprocess.TimeoutExpired):
-                status = process.wait(SAMPLE_SECONDS)
-            peak = max(peak, _tree_memory_bytes(root))
+        status = process.wait()
     except BaseException:  # Ctrl-C or a signal as an exception: the stage must not outlive this process
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -104,17 +98,7 @@ def _run(stage: Stage, out: Path) -> StageOutcome:
     if status == 0 and not stage.is_done():
         raise MathCptError(f"{stage.name}: succeeded without a manifest in {stage.folder}; report this bug")
     state = "failed" if status else "ran"
-    return StageOutcome(stage.name, state, time.monotonic() - start, peak / 2**30, status)
-
-
-def _tree_memory_bytes(root: psutil.Process) -> int:
-    """Proportional set size of a process and its descendants."""
-    total = 0
-    with suppress(psutil.Error):  # a process ended while it was read; the next sample is seconds away
-        for process in [root, *root.children(recursive=True)]:
-            memory = process.memory_full_info()
-            total += getattr(memory, "pss", memory.rss)
-    return total
+    return StageOutcome(stage.name, state, time.monotonic() - start, status)
 
 
 def _end_leftovers(out: Path) -> None:

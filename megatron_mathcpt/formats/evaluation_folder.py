@@ -40,51 +40,47 @@ class Likelihood(Computed):
     bits: float
 
 
-class Response(Computed):
-    """One line of `responses.jsonl`, an answer."""
+class Graded(Row):
+    """An answer: `tokens` are those of the output, `thinking_tokens` those of its cut `<think>` part.
 
-    correct: bool
-    verdict: str
-    reason: str
-    extracted: str
-    method: str
-    false_equations: int = 0
-    tokens: int | None = None
-    thinking_tokens: int | None = None
-    cut: bool | None = None
-    prompt: str
-    output: str
-
-
-class Sample(Row):
-    """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several.
-
-    `tokens` are those of the output, `thinking_tokens` those of its cut `<think>` part; `cut` says that the
-    token limit ended it. `gold_bits` is -log2 of the gold text's probability after the prompt, of as many
-    bytes (UTF-8) and characters as given; first draws only.
+    `cut` says that the token limit ended it.
     """
 
-    id: str
-    sample: int | None = None
+    id: str  # of its item
     correct: bool
     verdict: str
     reason: str = ""
     extracted: str | None = None
     method: str = ""
+    false_equations: int | None = None
+    tokens: int | None = None
+    thinking_tokens: int | None = None
+    cut: bool | None = None
+    output: str
+
+
+class Response(Computed, Graded):
+    """One line of `responses.jsonl`, an answer."""
+
+    prompt: str
+
+
+class Sample(Graded):
+    """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several.
+
+    `gold_bits` is -log2 of the gold text's probability after the prompt, of as many bytes (UTF-8) as given;
+    first draws only.
+    """
+
+    sample: int | None = None
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
     level: int | str | None = None
     language: str | None = None
-    tokens: int | None = None
-    thinking_tokens: int | None = None
-    cut: bool | None = None
-    false_equations: int | None = None
     gold_bits: float | None = None
     gold_bytes: int | None = None
-    gold_characters: int | None = None
     gold: str
     question: str = ""
-    output: str
 
 
 Samples = Mapping[str, Sequence[Sample]]  # by task
@@ -111,20 +107,11 @@ class TaskScore(Row):
     data_sha256: str
     truncated_prompts: int = 0
     samples: dict[str, SampleScore] | None = None
-    # Of the gold texts, mean over items; of them, `whole_solutions` are more than the answer's sentence.
-    bits_per_byte: SampleScore | None = None
-    bits_per_character: SampleScore | None = None
-    whole_solutions: int | None = None
+    bits_per_byte: SampleScore | None = None  # of the gold texts, mean over items
     mean_tokens: float | None = None  # of outputs; next their thinking part, and outputs cut by the limit
     mean_thinking_tokens: float | None = None
     cut_outputs: int | None = None
     right_with_false_equation: int | None = None
-
-    @property
-    def headline(self) -> SampleScore:
-        """Accuracy and its error: the average over all draws of an item, or of its only one."""
-        averages = [found for name, found in (self.samples or {}).items() if name.startswith("avg@")]
-        return averages[0] if averages else SampleScore(value=self.accuracy, stderr=self.stderr)
 
 
 class Results(Row):

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -25,8 +24,6 @@ from megatron_mathcpt.log import get_logger
 MARKER = ".lock"
 _PATIENCE_SECONDS = 5.0  # for the kernel to end the processes of a killed job
 _SHOWN = 3
-_ANY = "any"  # of a folder that an older version was writing: its marker has no kind
-_OLDER = re.compile(r"(process )?\d+")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems, as they are mounted
 _logger = get_logger(__name__)
 
@@ -42,7 +39,7 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
         # Listed before the marker is read: another process that claims it now marks it before it writes more.
         names = sorted({*os.listdir(out)} - {MARKER})
         owner = _kind_of(out)
-        if names and owner not in (kind, _ANY):
+        if names and owner != kind:
             found = f"contains {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
             raise ConfigError(f"{out}: {found}, no output of kind '{kind}'; give a new or an empty folder")
         if links := [name for name in (MARKER, FILE_NAME, *written) if (out / name).is_symlink()]:
@@ -121,7 +118,7 @@ def _kind_of(out: Path) -> str | None:
         first = (out / MARKER).read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, ValueError):
         return None
-    return _ANY if _OLDER.match(first) else first or None
+    return first or None
 
 
 def _shown(names: list[str]) -> str:

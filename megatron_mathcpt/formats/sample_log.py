@@ -14,7 +14,6 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
-from megatron_mathcpt.formats.evaluation_folder import load_first_answers, load_results, samples_path
 from megatron_mathcpt.formats.files import Row, numbered_lines
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import JsonObject
@@ -26,13 +25,11 @@ _LOG = re.compile(rf"samples_([^\x00-\x1f\x7f]+)_({_DATE})\.jsonl")
 _RESULTS = re.compile(rf".+_({_DATE})\.json")
 # Python's writer has numbers that JSON lacks; a text with the same letters is not used.
 _NOT_JSON = re.compile(rb"(?<=[:,\[] )(?:NaN|-?Infinity)(?=[,}\]])|(?<=\[)(?:NaN|-?Infinity)(?=[,\]])")
-_REMEDY = "give a log that lm-eval wrote, or the folder of `mathcpt evaluate`"
-_OURS = "mathcpt_"  # prefix of our tasks' names in lm-eval
+_REMEDY = "give a log that lm-eval wrote"
 
 
 class _Line(Row):
     doc_id: int | str
-    doc: object = None
     doc_hash: str
     prompt_hash: str = ""
     filter: str = "none"
@@ -40,11 +37,11 @@ class _Line(Row):
 
 
 class LoggedItem(NamedTuple):
-    identity: str  # equal for the same item
-    prompt: str  # hash of the prompt
+    identity: str  # hash of the item
+    prompt: str  # of the prompt
 
 
-Values = dict[int | str, float]  # by number, or id, of the item; NaN where a metric gives no number
+Values = dict[int | str, float]  # by number of the item; NaN where a metric gives no number
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,12 @@ def find_logs(path: Path) -> tuple[dict[str, Path], int]:
 
 
 def read_log(path: Path) -> SampleLog:
-    """Read a log; the items of our tasks are numbered by their own ids. `DataError` names a bad line."""
-    log, by_id = SampleLog(path), path.name.startswith(f"samples_{_OURS}")
+    """Read a log; `DataError` names a bad line."""
+    log = SampleLog(path)
     for number, line in numbered_lines(path):
         try:
             row = decode_object(_NOT_JSON.sub(b"null", line))
-            _add(log, row, _Line.model_validate(row), by_id)
+            _add(log, row, _Line.model_validate(row))
         except ValidationError as error:
             found = ": ".join(filter(None, first_error(error)))
             raise DataError(f"{path}:{number}: {found}; {_REMEDY}") from error
@@ -98,12 +95,8 @@ def read_log(path: Path) -> SampleLog:
     return log
 
 
-def _add(log: SampleLog, row: JsonObject, line: _Line, by_id: bool) -> None:
-    doc = line.doc if isinstance(line.doc, dict) else {}
-    if by_id and not isinstance(doc.get("id"), str):
-        raise DataError("item without an id: of no task of ours")
-    item = str(doc["id"]) if by_id else line.doc_id
-    known = LoggedItem(str(doc.get("answer")) if by_id else line.doc_hash, line.prompt_hash)
+def _add(log: SampleLog, row: JsonObject, line: _Line) -> None:
+    item, known = line.doc_id, LoggedItem(line.doc_hash, line.prompt_hash)
     if log.items.setdefault(item, known) != known:
         raise DataError(f"item {item!r} differs from an earlier line")
     if not all(name.isprintable() and len(name) < MAX_NAME for name in (line.filter, *line.metrics)):
@@ -123,14 +116,3 @@ def _number(metric: str, value: object) -> float:
         total, size = (_number("", part) for part in value)
         return -total / math.log(2) / size if size > 0 else math.nan
     return float(value) if isinstance(value, (bool, int, float)) and abs(value) < _LARGEST else math.nan
-
-
-def read_own(folder: Path) -> dict[str, SampleLog]:
-    """The tasks of a folder that `mathcpt evaluate` wrote, named as lm-eval names ours, as logs `by_id`."""
-    logs = {}
-    for task, score in load_results(folder).tasks.items():
-        rows = load_first_answers(folder, task, score)
-        log = SampleLog(samples_path(folder, task), {row.id: LoggedItem(row.gold, "") for row in rows})
-        log.metrics["none", "accuracy"] = {row.id: float(row.correct) for row in rows}
-        logs[_OURS + task] = log
-    return logs

@@ -2,12 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from pydantic import JsonValue
-from rich.table import Table
 
 from megatron_mathcpt.config.base import build_config
 from megatron_mathcpt.config.cross_checks import check_experiment, divisions
@@ -36,6 +35,7 @@ _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modul
 # Fields that overrides of a search may set, in addition to the section precision.
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
+Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, headings, rows
 
 
 def given_config(
@@ -174,8 +174,10 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
         total = best.time.total
         terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
-        rows = [(name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()]
-        yield _table(f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows)
+        rows: list[tuple[str, ...]] = [
+            (name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()
+        ]
+        yield f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for run, memory in result.misfits[:3]:
@@ -186,18 +188,8 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         yield f"  {count} refused: {reason}"
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        is_text = name in ("layout", "stage", "term", "loses by")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "layout")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
-    rows = []
+    rows = list[tuple[str, ...]]()
     for plan in result.plans[:top]:
         seconds = plan.time.total
         found = speed(plan.run, result.machine.hardware, seconds)
@@ -208,7 +200,7 @@ def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
         rows.append((plan.run.name, *shown, _why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
     columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h", "loses by")
-    return _table(title, columns, rows)
+    return title, columns, rows
 
 
 def _memory_table(run: PlannedRun) -> Table:
@@ -216,11 +208,11 @@ def _memory_table(run: PlannedRun) -> Table:
     # Those that differ most: the first two, one in the middle and the last.
     shown = stages if len(stages) <= 4 else [*stages[:2], stages[len(stages) // 2], stages[-1]]
     names = [name for name in shown[0].parts if any(stage.parts[name] for stage in shown)]
-    rows = (
+    rows = [
         (str(stage.stage), *(f"{stage.parts[name] / GIB:.1f}" for name in names), f"{stage.gib:.1f}")
         for stage in shown
-    )
-    return _table(f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows)
+    ]
+    return f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows
 
 
 def settings(config: ExperimentConfig) -> list[str]:

@@ -19,9 +19,9 @@ from pydantic import JsonValue
 from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import KIND
 from megatron_mathcpt.formats.manifest import leaves, load_manifest
-from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log, read_own
+from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log
 from megatron_mathcpt.report.figures import MISSING, number, p_value, points
-from megatron_mathcpt.report.read import SUBSETS, Run, load_runs, scored_folder, verified
+from megatron_mathcpt.report.read import SUBSETS, Run, load_runs
 from megatron_mathcpt.statistics import (
     PairedComparison,
     PairedMeans,
@@ -115,16 +115,6 @@ class Comparison(PairedComparison):
         }
         return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
 
-    @property
-    def sentences(self) -> list[str]:
-        """That of accuracy, and of bits per byte if there are any."""
-        return [self.sentence, *([self.bits.sentence] if self.bits else [])]
-
-    @property
-    def contradictory(self) -> bool:
-        """Whether one measure says better and the other worse."""
-        return self.bits is not None and {self.verdict, self.bits.verdict} == {"better", "worse"}
-
     def as_json(self) -> dict[str, JsonValue]:
         """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
         return _as_json(self) | {"bits": _as_json(self.bits) if self.bits else None}
@@ -194,41 +184,25 @@ def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
         yield row
 
 
-def decided(comparisons: Sequence[Comparison]) -> str:
-    """How many pooled comparisons each measure decides, as a sentence; empty if there is one at most."""
-    pooled = [row for row in comparisons if row.task == POOLED]
-    rows: dict[str, Sequence[Comparison | BitsComparison]] = {
-        "accuracy decides {} of {} comparisons": pooled,
-        "bits per byte {} of {}": [row.bits for row in pooled if row.bits],
-    }
-    clear = {text: sum(row.verdict != UNDECIDED for row in found) for text, found in rows.items() if found}
-    texts = (text.format(count, len(rows[text])) for text, count in clear.items())
-    return f"{', '.join(texts)} (Holm, {ALPHA})" if len(pooled) > 1 else ""
-
-
 def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     """Settings that differ, as (field, value of first, of second); rows of `HEADINGS`; what is to be said.
 
-    Both are folders of ours, or lm-eval's output, or one of each: then of tasks and items of ours. Raises a
-    `MathCptError` for what cannot be read, or has other items.
+    Both are folders of ours, or both lm-eval's output. Raises a `MathCptError` for what cannot be read, or
+    has other items.
     """
-
-    def read(log: Path | SampleLog) -> SampleLog:
-        return read_log(log) if isinstance(log, Path) else log
-
-    outputs = [(path, *find_logs(path)) for path in (first, second)]
-    if not any(logs for _, logs, _ in outputs):
+    (a, _), (b, _) = outputs = [find_logs(path) for path in (first, second)]
+    if not (a or b):
         return _compare_two(first, second)
-    own = [{} if logs else read_own(verified(scored_folder(path))) for path, logs, _ in outputs]
-    a, b = (
-        dict[str, Path | SampleLog](logs or ours) for (_, logs, _), ours in zip(outputs, own, strict=True)
-    )
+    if not (a and b):
+        raise EvaluationError(
+            f"{second if a else first}: no logs of lm-eval, as the other has; give two alike"
+        )
     if first.is_file() and second.is_file() and len(a) == len(b) == 1:  # whatever the names of the tasks
         b = dict(zip(a, b.values(), strict=True))
     notes = [(task, f"only in {'AB'[task in b]}; left out") for task in sorted({*a} ^ {*b})]
-    rows = compare_logs({task: (read(a[task]), read(b[task])) for task in a if task in b}, notes)
+    rows = compare_logs({task: (read_log(a[task]), read_log(b[task])) for task in a if task in b}, notes)
     said = _by_text(notes)
-    for name, (*_, older) in zip("AB", outputs, strict=True):
+    for name, (_, older) in zip("AB", outputs, strict=True):
         if older:
             said.append(f"{older} older logs in {name} left out; to choose them, give their results file")
     return [], rows, [*said, f"Holm p: over {len(rows)} tests."] if len(rows) > 1 else said
@@ -257,7 +231,7 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
         (field, str(before.get(field, MISSING)), str(after.get(field, MISSING))) for field in fields
     ]
     tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
-    said = [sentence for row in tests[:1] for sentence in row.sentences]
+    said = [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
     forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
     said += [
         f"Few-shot form of {', '.join(few)} in {name}." for name, few in zip("AB", forms, strict=True) if few

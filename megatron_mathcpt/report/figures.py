@@ -47,12 +47,6 @@ def begin_token(text: str | None) -> str:
     return MISSING if text is None else text or "none"
 
 
-def seconds(value: float) -> str:
-    """Format in seconds below two minutes, in minutes below two hours, else in hours."""
-    unit, size = ("s", 1) if value < 120 else ("min", 60) if value < 7200 else ("h", 3600)
-    return f"{value / size:.1f} {unit}"
-
-
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """Format with `digits` decimals; with `sign`, a difference."""
     if value is None or math.isnan(value):

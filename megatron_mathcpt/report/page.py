@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Console
-from rich.table import Table
 
 from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.log import clock
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
-from megatron_mathcpt.report.graph import Graph, build_graph, find_manifests
+from megatron_mathcpt.report.origins import find_manifests, find_origins
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 
@@ -27,6 +26,7 @@ PAGE_START = (
     b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     b'<meta name="generator" content="megatron_mathcpt">'
 )
+SCORE_HEADINGS = ("set", "run", "accuracy in % ± s.e.", "bits per byte")
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
@@ -37,7 +37,6 @@ def build_report(
     *,
     runs: Sequence[str],
     comparisons: Sequence[Pair],
-    title: str = "",
     study: bool = False,
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
@@ -48,15 +47,14 @@ def build_report(
     manifests = find_manifests(root, without=out)
     times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
-    graph = build_graph(root, manifests)
     report = {
-        "results": build_results(loaded, comparisons, manifests, graph, study),
+        "results": build_results(loaded, comparisons, manifests, find_origins(root, manifests), study),
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     up = Path(os.path.relpath(root, out)).as_posix()
-    page = render(report, graph, title or root.resolve().name, up)
+    page = render(report, root.resolve().name, up)
     with locked_folder(out, KIND):
         # Without its manifest the folder is incomplete until all of it is rewritten.
         (out / FILE_NAME).unlink(missing_ok=True)
@@ -70,73 +68,40 @@ def build_report(
             config={
                 "runs": [*runs],
                 "comparisons": [*map(list, comparisons)],
-                "title": title,
                 "study": study,
             },
         )
     return out / "index.html"
 
 
-def print_report(out: Path, title: str) -> None:
-    """Print the scores, pooled comparisons and path of the report in `out`; `ManifestError` if incomplete."""
+def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Of the report in `out`, rows of `SCORE_HEADINGS` and what it says of each pair of runs.
+
+    Raises `ManifestError` if it is incomplete.
+    """
     load_manifest(out, KIND)
     results = json.loads((out / "report.json").read_bytes())["results"]
-    sets = [*dict.fromkeys(map(set_of, results["tasks"]))]
-    scores = {
-        name: [*(run["sets"].get(of) for of in sets), run["total"]]
+    sets = {of: f"{of}, higher form" if of in results["in_both_forms"] else of for of in results["tasks"]}
+    rows: list[tuple[str, ...]] = [
+        (sets.get(of, of), name, *_score_texts(score))
+        for of in (*dict.fromkeys(map(set_of, sets)), POOLED)
         for name, run in results["runs"].items()
-        if run["scores"]
-    }
-    console = Console(markup=False)
-    form = ", higher form" if results["in_both_forms"] else ""
-    console.print(
-        _score_table(
-            f"{title}: accuracy in % ± standard error, bits per byte{form}", [*sets, POOLED], scores, console
-        )
-    )
-    for row in _pooled(results["comparisons"]):
-        for found in filter(None, (row, row["bits"])):
-            console.print(found["sentence"], highlight=False)
-    if results["decided"]:
-        console.print(f"Over all tasks, {results['decided']}.", highlight=False)
-    console.print(f"Report: {out / 'index.html'}", soft_wrap=True, highlight=False)
+        if (score := run["total"] if of == POOLED else run["sets"].get(of))
+    ]
+    pooled = (found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found)
+    return rows, [found["sentence"] for found in pooled]
 
 
-def _score_table(
-    title: str,
-    sets: Sequence[str],
-    scores: Mapping[str, Sequence[Mapping[str, Any] | None]],
-    console: Console,
-) -> Table:
-    """A row for each run, or for each of its scores where that would be too wide."""
-    table = Table("run", title=title)
-    for heading in sets:
-        table.add_column(heading, justify="right")
-    for name, row in scores.items():
-        table.add_row(name, *map(_score_text, row))
-    if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
-        return table
-    table = Table("run", "set", title=title)
-    table.add_column("score", justify="right")
-    for name, row in scores.items():
-        for heading, score in zip(sets, row, strict=True):
-            table.add_row(name if heading == sets[0] else "", heading, _score_text(score))
-        table.add_section()
-    return table
-
-
-def _score_text(score: Mapping[str, Any] | None) -> str:
-    if not score:
-        return figures.MISSING
-    text = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
-    return text if score["bits_per_byte"] is None else f"{text}, {figures.number(score['bits_per_byte'])}"
+def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
+    accuracy = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
+    return accuracy, figures.number(score["bits_per_byte"])
 
 
 def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in comparisons if row["task"] == POOLED]
 
 
-def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
+def render(report: Mapping[str, Any], title: str, up: str) -> str:
     """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
     runs = results["runs"]
@@ -164,7 +129,6 @@ def render(report: Mapping[str, Any], graph: Graph, title: str, up: str) -> str:
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
         loss_plots=_loss_plots(runs),
-        graph=graph,
     )
 
 
@@ -173,14 +137,9 @@ def _fill_template(template: str, **content: Any) -> str:
     loader = PackageLoader("megatron_mathcpt.report")
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
-    names = ("points", "significant", "p_value", "tokens", "seconds", "number", "begin_token")
-    found.filters |= {name: getattr(figures, name) for name in names}
+    names = ("points", "significant", "p_value", "tokens", "number", "begin_token")
+    found.filters |= {"clock": clock, **{name: getattr(figures, name) for name in names}}
     return found.get_template(template).render(content)
-
-
-def curve_svg(plot: Plot) -> str:
-    """Render curves as an SVG file of their own."""
-    return _fill_template("curve.svg.j2", plot=plot)
 
 
 def _score_plots(results: Mapping[str, Any]) -> list[Plot]:

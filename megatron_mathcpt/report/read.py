@@ -22,7 +22,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
     set_of,
 )
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
-from megatron_mathcpt.formats.run_folder import METRICS, RUN, MetricRow, RunCounts, read_metrics
+from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
 from megatron_mathcpt.records import DIFFICULTIES
 from megatron_mathcpt.report import figures
 
@@ -36,7 +36,7 @@ _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
 SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
-LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
+LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
 
 
 def list_runs(root: Path) -> list[tuple[str, ...]]:
@@ -79,16 +79,8 @@ def _status(folder: Path, name: str) -> tuple[str, ...]:
         figures.number(losses[-1] if losses else None),
         ", ".join(f"{pool} {loss:.3f}" for pool, loss in validation.items()),
         ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items()),
-        figures.begin_token(_begin(folder)),
     )
     return name, state, *(cell or figures.MISSING for cell in cells)
-
-
-def _begin(folder: Path) -> str | None:
-    """The token that begins a finished run's documents."""
-    if not (folder / METRICS).is_file() or not (folder / FILE_NAME).is_file():
-        return None
-    return RunCounts.model_validate(load_manifest(folder, RUN).counts).begin
 
 
 @dataclass(frozen=True)
@@ -144,22 +136,13 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def scored_folder(folder: Path) -> Path:
-    """Of a run's folder the evaluation below it; a folder that `mathcpt evaluate` wrote is one itself."""
-    alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
-    return folder if alone else folder / "evaluation"
-
-
-def verified(scored: Path) -> Path:
-    """The folder of an evaluation, after comparing its files with its manifest."""
-    verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
-    return scored
-
-
 def _load_run(folder: Path, name: str) -> Run:
-    scored = scored_folder(folder)
-    has_scores = scored == folder or _is_scored(folder)
-    results = load_results(verified(scored)) if has_scores else None
+    # A folder that `mathcpt evaluate` wrote is an evaluation itself.
+    alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
+    scored, has_scores = folder if alone else folder / "evaluation", alone or _is_scored(folder)
+    if has_scores:
+        verify_part(scored, load_manifest(scored, evaluation_folder.KIND))
+    results = load_results(scored) if has_scores else None
     scores = results.tasks if results else {}
     # A folder with neither is treated as a run, so that the error names its missing manifest.
     trained = (folder / METRICS).exists() or not has_scores

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs, decided
+from megatron_mathcpt.report.comparison import Pair, compare_runs
 from megatron_mathcpt.report.figures import Point
-from megatron_mathcpt.report.graph import Graph
+from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
@@ -30,18 +29,21 @@ MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
 _ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256", "shots"}
-ALL_RUNS_UP_TO = 4  # with more runs, an item shows only the two compared
 
 
 def build_results(
-    runs: Sequence[Run], pairs: Sequence[Pair], manifests: dict[str, Manifest], graph: Graph, study: bool
+    runs: Sequence[Run],
+    pairs: Sequence[Pair],
+    manifests: dict[str, Manifest],
+    origins: Sequence[Origin],
+    study: bool,
 ) -> dict[str, JsonValue]:
     """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, compared)
-    tokens = _mathematics_tokens(manifests, graph)
+    tokens = _mathematics_tokens(manifests, origins)
     rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
@@ -49,25 +51,19 @@ def build_results(
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
-        "decided": decided(comparisons),
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
         "samples": choose_samples(runs, compared),
-        "graph": {"nodes": [*map(asdict, graph.nodes)], "edges": [[*edge] for edge in graph.edges]},
+        "origins": [asdict(origin) for origin in origins],
     }
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage; each run's median tokens per second, and the seconds of its steps."""
-    speeds, trained = {}, {}
-    for run in runs:
-        steps = [(row.consumed_tokens, rate) for row in run.metrics if (rate := row.tokens_per_second)]
-        if steps:
-            speeds[run.name] = sorted(rate for _, rate in steps)[len(steps) // 2]
-            pairs = pairwise([(0, 0.0), *steps])
-            trained[run.name] = sum((end - start) / rate for (start, _), (end, rate) in pairs)
-    return {"stage_seconds": stages, "tokens_per_second": speeds, "training_seconds": trained}
+    """Seconds of each pipeline stage, and each run's median tokens per second."""
+    rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
+    speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
+    return {"stage_seconds": stages, "tokens_per_second": speeds}
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
@@ -181,14 +177,14 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _mathematics_tokens(manifests: dict[str, Manifest], graph: Graph) -> dict[str, int]:
+def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin]) -> dict[str, int]:
     """Tokens of all pools except the general one that each run saw, its parent runs included."""
     total: dict[str, int] = {}
-    for node in graph.nodes:  # in topological order: parents first
-        manifest = manifests[node.name]
+    for origin in origins:  # parents first
+        manifest = manifests[origin.name]
         sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
         own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
-        total[node.name] = own + sum(total[start] for start, end in graph.edges if end == node.name)
+        total[origin.name] = own + sum(total[parent] for parent in origin.made_from)
     return total
 
 
@@ -208,7 +204,7 @@ def _synthesis(folders: dict[str, Any]) -> dict[str, JsonValue]:
 
 
 def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue]:
-    """About `MAX_ITEMS` items with the runs' outputs, spread over comparisons, tasks and kinds (`_kinds`)."""
+    """About `MAX_ITEMS` items with two runs' outputs, by comparison, task and kind (`_kinds`), evenly."""
     by_name = {run.name: run for run in runs}
     cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
 
@@ -219,11 +215,10 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
 
     chosen: list[JsonValue] = []
     for pair, task, kind, ids in cells:
-        names = list(by_name) if len(runs) <= ALL_RUNS_UP_TO else pair[::-1]
         # By a hash of the id: nobody picks the items, and every rerun shows the same.
         ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
         for item in ids[: max(1, MAX_ITEMS // len(cells))]:
-            rows = {name: answers(name, task)[item] for name in names if task in by_name[name].higher}
+            rows = {name: answers(name, task)[item] for name in pair[::-1]}
             any_row = next(iter(rows.values()))
             shown: dict[str, JsonValue] = {"pair": [*pair], "task": task, "kind": kind, "id": item}
             shown |= {"question": any_row.question, "gold": any_row.gold}

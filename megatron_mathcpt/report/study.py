@@ -136,7 +136,8 @@ def judge_by_both(
     names = " and by ".join(name for name, said in both.items() if said == verdict)
     sentence = f"{verdict.capitalize()} by {names}."
     tests = [row for found in (accuracy, bits) for row in found["tests"]]
-    opposite = [row for row in comparisons if row.contradictory and row.sentence in tests]
+    tested = ((row, row.bits) for row in comparisons if row.bits and row.sentence in tests)
+    opposite = [row for row, other in tested if {row.verdict, other.verdict} == {"better", "worse"}]
     if opposite or {*both.values()} == {"contradicted", "reproduced"}:
         on = ", ".join(f"{row.second} against {row.first}" for row in opposite)
         sentence += f" The two measures contradict each other{f' on {on}' if on else ''}."

@@ -112,7 +112,7 @@ def test_one_command_scores_and_tables_models_of_others(
     assert "(60.0 ± 24.5)<br><small>95% 23.1 to 88.2, 5 of 1319 items" in page  # Wilson's
     again = mathcpt(tmp_path, *some)
     assert again.returncode == 0 and "evaluation: python" not in again.stderr  # skipped
-    assert done.stdout.endswith(again.stdout) and "out: accuracy in %" in again.stdout
+    assert done.stdout.endswith(again.stdout) and "accuracy in %" in again.stdout
 
 
 def write_config(folder: Path, shape: str) -> Path:

@@ -57,12 +57,6 @@ def test_our_folder_is_found_again_by_its_kind_only(tmp_path: Path) -> None:
             claim_folder(folder, "corpus")
 
 
-def test_the_marker_of_an_older_version_has_no_kind(tmp_path: Path) -> None:
-    (tmp_path / MARKER).write_text("process 17 on node1, job 4\n")
-    (tmp_path / "metrics.jsonl").write_text("{}")
-    claim_folder(tmp_path, "run")
-
-
 def test_a_link_to_a_folder_is_followed_and_links_in_it_are_not(tmp_path: Path) -> None:
     disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
     disk.mkdir()

@@ -1,12 +1,11 @@
-"""Number formats; axes, paths and the layout of the graph."""
+"""Number formats; axes and paths."""
 
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, seconds, tokens
-from megatron_mathcpt.report.graph import Graph, GraphNode
+from megatron_mathcpt.report.figures import Axis, interval_plot, line_plot, p_value, points, tokens
 
 NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     points: {0.12345: "12.3", None: "–"},
@@ -16,7 +15,6 @@ NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     tokens: {63.0e9: "63.0 B", 999_600: "1.00 M", 999_400: "999 k", 99_960: "100 k"}
     | {14_700: "14.7 k", 17: "17", 104_857_600_000: "105 B"},
     partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B"},
-    seconds: {12.34: "12.3 s", 300: "5.0 min", 7300: "2.0 h"},
 }
 
 
@@ -52,14 +50,6 @@ def test_a_line_goes_through_its_values() -> None:
     assert alone is not None
     assert alone.y.low < 3.0 < alone.y.high
     assert line_plot("loss", [("a", 0, [])]) is None
-
-
-def test_the_graph_has_a_column_for_each_depth_and_no_implied_edge() -> None:
-    nodes = tuple(GraphNode(name, ("run",), f"{name}/config.yaml") for name in ("corpus", "base", "base1"))
-    graph = Graph(nodes, (("base", "base1"), ("corpus", "base"), ("corpus", "base1")))
-    assert graph.depths == {"corpus": 0, "base": 1, "base1": 2}
-    assert list(graph.direct_edges()) == [("base", "base1"), ("corpus", "base")]
-    assert [x for x, _ in graph.places.values()] == [2.0, 180.0, 358.0]
 
 
 def test_a_long_name_widens_the_plot_and_overlaps_no_interval() -> None:

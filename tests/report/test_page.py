@@ -51,12 +51,12 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert checker.open == []
     ids = [found["id"] for _, found in checker.elements if "id" in found]
     assert len(ids) == len(set(ids))
-    tables = ("score", "subset", "comparison", "run", "token", "time", "version")
+    tables = ("score", "subset", "comparison", "run", "token", "origin", "time", "version")
     assert {f"{name}-table" for name in tables} <= set(ids)
     labels = [found["aria-label"] for tag, found in checker.elements if tag == "svg"]
     losses = [f"{n} against tokens" for n in ("training loss", *(f"validation loss, {p}" for p in POOLS))]
     scores = ["heldout_en", "heldout_zh", "accuracy, all tasks against tokens"]
-    assert labels == [*scores, "difference, percentage points", *losses, "graph of the result folders"]
+    assert labels == [*scores, "difference, percentage points", *losses]
     lines = [found for tag, found in checker.elements if tag == "path" and "data-run" in found]
     assert [line["data-run"] for line in lines] == ["base", "base1", "base2"] * 5
     names = {tag for tag, _ in checker.elements} | {name for _, found in checker.elements for name in found}

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from megatron_mathcpt.commands.score_verbs import print_report
 from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, store_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_outputs
-from megatron_mathcpt.report.page import print_report
 from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.support import report_folder
 from tests.support.json_lines import write_json_lines
-from tests.support.report_folder import BEGIN, POOLS, write_run
+from tests.support.report_folder import POOLS, write_run
 
 RUNS = ("base", "base1", "base2")
 PAIR = ("base2", "base1")
@@ -32,7 +32,7 @@ def complete_again(folder: Path, config: dict[str, Any] | None = None) -> None:
 
 
 def test_scores_have_hand_worked_errors_and_intervals(
-    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = built(results)["results"]
     score = found["runs"]["base2"]["scores"]["heldout_en"]
@@ -40,13 +40,16 @@ def test_scores_have_hand_worked_errors_and_intervals(
     assert (score["n"], score["correct"], score["accuracy"]) == (20, 12, 0.6)
     assert score["stderr"] == pytest.approx(0.112390, abs=1e-6)
     assert (score["low"], score["high"]) == pytest.approx((0.386582, 0.781193), abs=1e-6)
-    monkeypatch.setenv("COLUMNS", "300")
     print_report(results / "report", "t")
     shown = capsys.readouterr().out.splitlines()
-    assert shown[2].split("┃")[1:-1] == [" run   ", "  heldout_en ", " heldout_zh ", "  all tasks "]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown if line.startswith("│")]
     # pooled 12 + 5 of 40: 42.5 %, sqrt(0.425 * 0.575 / 39) = 0.07916
-    assert shown[6] == "│ base2 │ 60.0 ± 11.2 │ 25.0 ± 9.9 │ 42.5 ± 7.9 │"
-    assert shown[8:] == [
+    assert cells[2::3] == [
+        ["heldout_en", "base2", "60.0 ± 11.2", "–"],
+        ["heldout_zh", "base2", "25.0 ± 9.9", "–"],
+        ["all tasks", "base2", "42.5 ± 7.9", "–"],
+    ]
+    assert shown[-2:] == [
         found["comparisons"][0]["sentence"],
         f"Report: {results / 'report' / 'index.html'}",
     ]
@@ -105,19 +108,20 @@ def test_results_are_the_same_bytes_in_another_folder_and_later(results: Path, t
     assert load_manifest(copy / "report", "report").counts == {"runs": 3, "comparisons": 1}
 
 
-def test_outputs_of_every_kind_graph_and_corpus_counts(results: Path) -> None:
+def test_outputs_of_every_kind_origins_and_corpus_counts(results: Path) -> None:
     found = built(results)["results"]
     rights = {"both": {*PAIR}, "neither": set()} | {f"only {name}": {name} for name in PAIR}
     kinds = {(task, kind) for task in ("heldout_en", "heldout_zh") for kind in rights}
     assert {(sample["task"], sample["kind"]) for sample in found["samples"]} == kinds
     for sample in found["samples"]:
         assert {name for name, row in sample["runs"].items() if row["correct"]} == rights[sample["kind"]]
-        assert list(sample["runs"]) == list(RUNS)
-    nodes = found["graph"]["nodes"]
-    assert [node["name"] for node in nodes] == ["corpus", "synthesis", *RUNS]
-    assert (nodes[2]["kinds"], nodes[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
-    below = [["base", "base1"], ["base", "base2"]]
-    assert found["graph"]["edges"] == [*below, *(["corpus", name] for name in RUNS)]
+        assert list(sample["runs"]) == ["base1", "base2"]
+    origins = found["origins"]
+    below = {name: ["base", "corpus"] for name in PAIR}
+    parents = {"corpus": [], "synthesis": [], "base": ["corpus"]} | below
+    assert {one["name"]: one["made_from"] for one in origins} == parents
+    assert [one["name"] for one in origins] == ["corpus", "synthesis", *RUNS]
+    assert (origins[2]["kinds"], origins[2]["config"]) == (["run", "hf", "evaluation"], "base/config.yaml")
     sources = found["corpora"]["corpus"]["sources"]
     assert set(sources) == set(POOLS)
     assert sources["general"]["dropped"] == {"too_short": 5, "duplicate": 4}
@@ -132,9 +136,9 @@ def test_scores_in_a_run_of_its_export_elsewhere_are_no_cycle(results: Path) -> 
     scored = load_manifest(path, "evaluation")
     inputs = {"model": load_manifest(results / "export", "hf").fingerprint()}
     store_manifest(scored.model_copy(update={"inputs": inputs}), path / "manifest.json")
-    edges = built(results)["results"]["graph"]["edges"]
-    assert ["base", "export"] in edges
-    assert ["export", "base"] not in edges
+    parents = {one["name"]: one["made_from"] for one in built(results)["results"]["origins"]}
+    assert "base" in parents["export"]
+    assert "export" not in parents["base"]
 
 
 SAMPLES, RESULTS = "evaluation/samples_heldout_en.jsonl", "evaluation/results.json"
@@ -188,8 +192,8 @@ def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(re
     write_json_lines(results / "later" / "metrics.jsonl", [row])
     rows = {row[0]: row[1:] for row in list_runs(results)}
     losses, scores = ", ".join(f"{pool} 2.500" for pool in POOLS), "heldout_en 60.0, heldout_zh 25.0"
-    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores, BEGIN)
-    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–", "–")
+    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores)
+    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
     assert list(rows) == ["base", "base1", "base2", "later"]
     (results / "base1" / "manifest.json").unlink()
     shutil.rmtree(results / "base1" / "evaluation")

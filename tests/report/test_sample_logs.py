@@ -17,11 +17,9 @@ from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.evaluation.tasks import TASKS_FOLDER
 from megatron_mathcpt.formats.files import MAX_LINE_BYTES
-from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.report.comparison import HEADINGS, compare_outputs
 from tests.support.json_lines import write_json_lines
 from tests.support.llama_models import write_byte_llama
-from tests.support.report_folder import write_evaluation
 
 TASKS = ("mathcpt_gsm8k", "small_choice", "small_texts")
 CHOICE = """
@@ -249,26 +247,3 @@ def test_logs_of_several_models_and_results_without_logs_are_refused(
         log.unlink()
     with pytest.raises(MathCptError, match="one: no samples_TASK_DATE"):
         compare_outputs(tmp_path / "one", second)
-
-
-def test_our_folder_is_compared_with_lm_evals_log_of_the_same_items_only(logs: Path, tmp_path: Path) -> None:
-    theirs = read(logs / "two", "mathcpt_gsm8k")
-    write_evaluation(tmp_path, "run", {"gsm8k": [row["doc_id"] % 2 == 0 for row in theirs]})
-    folder = tmp_path / "run" / "evaluation"
-    path = folder / "samples_gsm8k.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    with pytest.raises(MathCptError, match="has no item of"):
-        compare_outputs(tmp_path / "run", logs / "two")
-    again = [row | {"id": f"q{n}", "gold": str(n % 10)} for n, row in enumerate(rows)]
-    write_json_lines(path, again)
-    write_manifest(folder, "evaluation", inputs={}, counts={}, config={})
-    for ours in (tmp_path / "run", folder):
-        (row,) = compare_outputs(ours, logs / "two")[1]
-        assert row[:4] == ("mathcpt_gsm8k", "accuracy", "60", "0.5000")
-        assert row[4] == f"{np.mean([line['accuracy'] for line in theirs]):.4f}"
-    # what is of no task of ours is never read by id
-    assert "small_choice, small_texts: only in B; left out" in compare_outputs(folder, logs / "two")[2]
-    lines = [row | {"doc": {"question": "?"}} for row in theirs]
-    foreign = write_json_lines(tmp_path / "samples_mathcpt_gsm8k_2026-01-01T00-00-00.jsonl", lines)
-    with pytest.raises(MathCptError, match="jsonl:1: item without an id: of no task of ours"):
-        compare_outputs(foreign, folder)
