@@ -22,7 +22,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
     set_of,
 )
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
-from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, read_metrics
+from megatron_mathcpt.formats.run_folder import METRICS, RUN, MetricRow, RunCounts, read_metrics
 from megatron_mathcpt.records import DIFFICULTIES
 from megatron_mathcpt.report import figures
 
@@ -36,7 +36,7 @@ _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
 SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
-LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %")
+LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
 
 
 def list_runs(root: Path) -> list[tuple[str, ...]]:
@@ -79,8 +79,16 @@ def _status(folder: Path, name: str) -> tuple[str, ...]:
         figures.number(losses[-1] if losses else None),
         ", ".join(f"{pool} {loss:.3f}" for pool, loss in validation.items()),
         ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items()),
+        figures.begin_token(_begin(folder)),
     )
     return name, state, *(cell or figures.MISSING for cell in cells)
+
+
+def _begin(folder: Path) -> str | None:
+    """The token that begins a finished run's documents."""
+    if not (folder / METRICS).is_file() or not (folder / FILE_NAME).is_file():
+        return None
+    return RunCounts.model_validate(load_manifest(folder, RUN).counts).begin
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from megatron_mathcpt.report.comparison import compare_outputs
 from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.support import report_folder
 from tests.support.json_lines import write_json_lines
-from tests.support.report_folder import POOLS, write_run
+from tests.support.report_folder import BEGIN, POOLS, write_run
 
 RUNS = ("base", "base1", "base2")
 PAIR = ("base2", "base1")
@@ -192,8 +192,8 @@ def test_every_run_is_listed_with_its_state_and_finished_ones_are_the_default(re
     write_json_lines(results / "later" / "metrics.jsonl", [row])
     rows = {row[0]: row[1:] for row in list_runs(results)}
     losses, scores = ", ".join(f"{pool} 2.500" for pool in POOLS), "heldout_en 60.0, heldout_zh 25.0"
-    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores)
-    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–")
+    assert rows["base2"] == ("scored", "40", "40.0 k", "2.000", losses, scores, BEGIN)
+    assert rows["later"] == ("not finished", "7", "7.00 k", "3.250", "–", "–", "–")
     assert list(rows) == ["base", "base1", "base2", "later"]
     (results / "base1" / "manifest.json").unlink()
     shutil.rmtree(results / "base1" / "evaluation")
