@@ -35,7 +35,6 @@ EXTRAS = {
     "tables": ("pyarrow",),
     "language": ("py3langid",),
     "fast": ("gigatoken",),
-    "ray": ("ray",),
 }
 # A wrong command line, for which typer has no public name.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
