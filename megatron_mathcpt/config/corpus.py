@@ -166,8 +166,10 @@ class Source(Section):
 
     def check(self) -> None:
         address = urlsplit(self.path if "://" in self.path else "")
-        if address.password or (address.scheme in ("http", "https") and address.query):
-            raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
+        if address.scheme in ("http", "https"):
+            raise ValueError("path: on a web server; download the files and give their folder")
+        if address.password:
+            raise ValueError("path: has a password, which the manifest would keep; leave it out")
         known = {"id", "source", *_FIELDS[self.kind]}
         if wrong := sorted(set(self.fields) - known):
             raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
