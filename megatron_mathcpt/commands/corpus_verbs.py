@@ -163,9 +163,6 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[
-        int | None, Option(min=1, help="run only this many seeds; count what is accepted")
-    ] = None,
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
@@ -185,7 +182,7 @@ def synthesize(
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     if preview:
-        for name, prompt in stage.first_prompts(settings).items():
+        for name, prompt in stage.first_prompts(settings, seeds.check_seeds(settings)).items():
             echo(f"── {name} ──\n{prompt}")
         return
     servers: AbstractContextManager[stage.Connect] = nullcontext(client.Client)
@@ -195,15 +192,11 @@ def synthesize(
         servers = nullcontext(script.scripted_client(settings, new))
     elif serve:
         servers = served(settings, load_config(serve, SynthesisServers))
-    title, rows, part = "pilot", list[tuple[str, str, str | int]](), seeds.SeedShard.parse(shard)
+    part = seeds.SeedShard.parse(shard)
     with servers as connect:
-        if pilot:
-            ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
-            rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
-        else:
-            summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-            rows += stage.summary_rows(summary["methods"])
-            title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
+    rows = [*stage.summary_rows(summary["methods"])]
+    title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
     stage.check_answered(rows)
 
