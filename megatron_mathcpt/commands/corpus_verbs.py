@@ -32,8 +32,9 @@ def download(
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
     """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
-    from megatron_mathcpt.data.public_sources import PUBLISHED, find_source
+    from megatron_mathcpt.config.corpus import public_sources
     from megatron_mathcpt.data.public_sources import download as fetch
+    from megatron_mathcpt.data.public_sources import find_source
 
     if list_:
         _list_sources(source, table)
@@ -50,7 +51,9 @@ def download(
     asked = find_source(source, files, revision)
     fetched = fetch(asked, out, echo)
     adapter = (
-        f", adapter {asked.adapter or source}" if source in PUBLISHED else "; its columns go under `fields`"
+        f", adapter {asked.adapter or source}"
+        if source in public_sources()
+        else "; its columns go under `fields`"
     )
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
@@ -61,12 +64,12 @@ def download(
 
 
 def _list_sources(source: str | None, table: Path | None) -> None:
+    from megatron_mathcpt.config.corpus import public_sources
     from megatron_mathcpt.data.benchmark_sources import load_table
-    from megatron_mathcpt.data.public_sources import PUBLISHED
 
     if source != "benchmarks":
         rows = []
-        for name, one in PUBLISHED.items():
+        for name, one in public_sources().items():
             numbers = (one.records, one.tokens, one.gigabytes)
             sizes = ("" if value is None else f"{value:,}" for value in numbers)
             words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")

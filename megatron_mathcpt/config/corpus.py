@@ -4,14 +4,17 @@ Sources are listed in order of precedence: of two duplicates the one from the so
 """
 
 from collections import Counter
-from typing import Annotated, Literal, get_args
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, RootModel, StringConstraints
 
-from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.formats.tokenizer_folder import Bos
+from megatron_mathcpt.records import Language
 
 # The study's pools are general, math_corpus and problem_solving; subsets and synthesized data have their own.
 Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -85,37 +88,31 @@ class Filter(Section):
     languages: Languages | None = None
 
 
-TextAdapter = Literal[
-    "open_web_math",
-    "infimm_webmath",
-    "finemath_3plus",
-    "finemath_4plus",
-    "megamath_web_pro",
-    "nemotron_cc_math",
-    "c4",
-    "wikipedia_en",
-    "fineweb_2_zh",
-    "proof_pile_arxiv",
-    "algebraic_stack",
-    "starcoder",
-    "redpajama",
-]
-ProblemAdapter = Literal[
-    "numinamath",
-    "gsm8k_train",
-    "math_train",
-    "metamathqa",
-    "orca_math",
-    "openmathinstruct_2",
-    "openmathreasoning",
-    "nemotron_math",
-    "lila",
-    "tal_scq5k_en",
-    "tal_scq5k_zh",
-    "ape210k",
-    "cmm_math",
-    "belle_school_math",
-]
+class PublicSource(Section):
+    """A dataset of the hub; `adapter` (by default the set's own name) reads the files that match `pattern`.
+
+    `fields` maps our field names to its columns; `records` and `tokens` (billions) are as its page says.
+    """
+
+    repository: str
+    pattern: str
+    kind: Literal["text", "problem"] = "text"
+    adapter: str = ""
+    fields: dict[str, str] = Field(default_factory=dict)
+    language: Language | None = None
+    licence: str | None = None
+    records: int | None = None
+    tokens: float | None = None
+    gigabytes: float | None = None
+    revision: str = "main"
+    remark: str = ""
+
+
+@cache
+def public_sources() -> dict[str, PublicSource]:
+    return load_config(
+        Path(__file__).with_name("public_sources.yaml"), RootModel[dict[str, PublicSource]]
+    ).root
 
 
 class Budget(Section):
@@ -156,7 +153,7 @@ class Source(Section):
     kind: Literal["text", "problem", "chat"] = "text"
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
-    adapter: TextAdapter | ProblemAdapter | None = None
+    adapter: str | None = None
     mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     share: float | None = Field(default=None, gt=0, le=1)
@@ -176,7 +173,9 @@ class Source(Section):
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
         if self.adapter is not None:
-            kind = "text" if self.adapter in get_args(TextAdapter) else "problem"
+            kinds = {one.adapter or name: one.kind for name, one in public_sources().items()}
+            if (kind := kinds.get(self.adapter)) is None:
+                raise ValueError(f"adapter: no '{self.adapter}'; known are {', '.join(kinds)}")
             if self.kind != kind or self.fields:
                 raise ValueError(f"adapter {self.adapter} needs kind: {kind}, and no fields")
 
