@@ -1,7 +1,6 @@
 """The build stage `decide`: which documents of all shards are copies, by their hashes, in bounded memory."""
 
 import os
-import resource
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +25,6 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.log import get_logger
 
-_CGROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")
 _log = get_logger(__name__)
 
 
@@ -77,20 +75,10 @@ def gather(
 
 def require_memory(stage: str, documents: int, more: int) -> None:
     """Log how much memory this process will take with `more`; raises `DataError` if that is too much."""
-    now = psutil.Process().memory_info()
-    needed, limits = now.rss + more, [psutil.virtual_memory().total]
-    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
-        limits.append(most - now.vms + now.rss)
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        kinds, path = line.split(":", 2)[1:]
-        if kinds in ("", "memory"):  # version 2, and 1; in a container only the root may be visible
-            inside = Path("/sys/fs/cgroup", kinds) / path.lstrip("/")
-            files = [place / name for place in (inside, *inside.parents) for name in _CGROUP_LIMITS]
-            texts = [file.read_text().strip() for file in files if file.is_file()]
-            limits += [int(text) for text in texts if text.isdigit()]
+    needed, most = psutil.Process().memory_info().rss + more, psutil.virtual_memory().total
     size = f"{stage}: {documents:,} documents need {needed / 1e9:.2f} GB of memory"
     _log.info("%s", size)
-    if needed > min(limits):
+    if needed > most:
         remedy = "give it more (on a cluster, single_task.memory_gib) and run again: prepared shards are kept"
         other = "or take less of the sources (share), or build their pools as corpora of their own"
-        raise DataError(f"{size}, and there are {min(limits) / 1e9:.2f} GB; {remedy}; {other}")
+        raise DataError(f"{size}, and there are {most / 1e9:.2f} GB; {remedy}; {other}")

@@ -179,17 +179,8 @@ def at_hand(shard: SourceShard, folder: Path) -> Iterator[SourceShard]:
 
 def read_documents(shard: SourceShard, source: Source, first: int = 1) -> Iterator[list[Document | Skipped]]:
     """Blocks of documents and of skipped records, in file order; `first` is the number of the first line."""
-    # Rows so far, if no record was among them; a file is judged by its beginning.
-    useless = -1 if shard.part and shard.part.number else 0
     for rows in read_rows(shard, first):
-        block = [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
-        yield block
-        useless += len(block) if useless >= 0 else 0
-        if any(isinstance(record, Document) or record.id for record in block):
-            useless = -1
-        elif useless >= raw.MAX_LINES:  # to read on could take hours
-            yield [Skipped(block[-1].line + 1, f"no record in {useless} lines; the rest is not read")]
-            return
+        yield [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
 
 
 def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) -> Document | Skipped:

@@ -1,12 +1,10 @@
 """Duplicates in bounded memory: decisions as of a plain algorithm; memory as predicted, or refused."""
 
-import resource
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from megatron_mathcpt.config.corpus import Corpus
@@ -128,14 +126,3 @@ def test_too_little_memory_is_refused_before_the_search(config: Corpus, tmp_path
     with pytest.raises(DataError, match=r"decide: 68,719,476,\d+ documents need .* GB; give it more"):
         decide(build.works, config)
     require_memory("decide", 1, 1 << 20)
-
-
-def test_a_limit_of_the_process_counts() -> None:
-    before, now = resource.getrlimit(resource.RLIMIT_AS), psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), before[1]))
-    try:
-        require_memory("decide", 5, 1 << 30)
-        with pytest.raises(DataError, match=r"decide: 5 documents need .* GB; give it more"):
-            require_memory("decide", 5, 3 << 30)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)

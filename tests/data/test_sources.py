@@ -128,19 +128,6 @@ def test_a_source_path_that_cannot_be_is_named(path: str) -> None:
         list_shards({"s": Source(pool="p", path=path)})
 
 
-def test_a_file_without_any_record_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_LINES", 100)
-    source = Source(pool="p", path=str(tmp_path / "a.jsonl"))
-    (tmp_path / "a.jsonl").write_bytes(b"1\n" * 1000)
-    *_, last = [row for block in read_documents(*list_shards({"s": source}), source) for row in block]
-    assert last == Skipped(101, "no record in 100 lines; the rest is not read")
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + b"1\n" * 1000)
-    found = [row for block in read_documents(*list_shards({"s": source}), source) for row in block]
-    assert len(found) == 1001
-
-
 def test_numbers_are_answers_as_they_are_written(tmp_path: Path) -> None:
     digits, path = "1267650600228229401496703205375", tmp_path / "a.jsonl"
     path.write_text(f'{{"question": "q", "solution": "s", "answer": {digits}}}\n')
