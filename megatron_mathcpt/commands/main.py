@@ -33,7 +33,6 @@ EXTRAS = {
     "eval": ("lm_eval", "math_verify"),
     "synthesis": ("aiohttp",),
     "tables": ("pyarrow",),
-    "language": ("py3langid",),
     "fast": ("gigatoken",),
 }
 # A wrong command line, for which typer has no public name.
