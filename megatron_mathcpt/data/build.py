@@ -137,18 +137,7 @@ def _locked_build(build: Build) -> Iterator[None]:
         if not _is_built(build):
             check_tokenizer(build.config.tokenizer)
             discard_stale_work(build)
-            _log_uncut(build)
         yield
-
-
-def _log_uncut(build: Build) -> None:
-    most = build.config.shard_megabytes
-    shards = [work.shard for work in build.works if not work.shard.part and work.shard.bytes > most * 1e6]
-    if shards:
-        largest = max(shards, key=lambda shard: shard.bytes)
-        cut = "only plain JSON lines and Parquet of several row groups in files here are cut"
-        found = f"{len(shards)} over {most:g} MB, the largest {largest.place} ({largest.bytes / 1e6:,.0f} MB)"
-        _log.info("one task each, as %s: %s", cut, found)
 
 
 def _queued(record: Path) -> list[str]:

@@ -289,13 +289,3 @@ def test_a_pool_that_was_built_is_read_again_as_it_is(raw: Path, tmp_path: Path)
     ):
         list_shards({"s": Source(pool="p", path=str(tmp_path / "base"))})
     assert texts == [{name: row[name] for name in ("id", "source", "text")} for row in base]
-
-
-def test_what_cannot_be_cut_is_said(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (raw / "general.jsonl").rename(raw / "general.json")
-    config = one_source(raw, raw / "general.json", shard_megabytes=0.001)
-    with caplog.at_level("INFO"):
-        build_corpus(config, tmp_path / "out", 1)
-    found = [line for line in caplog.messages if "one task each" in line]
-    assert len(found) == 1 and "1 over 0.001 MB, the largest" in found[0] and "general.json (" in found[0]
-    assert list_shards(config.sources, 1000)[0].part is None
