@@ -5,9 +5,7 @@ the build's work folder, which needs room for a shard a worker, reads them there
 are those that fsspec finds itself, in the environment or in the store's own files.
 """
 
-import errno
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +19,14 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.archives import spelling
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
 _EXTRAS = {"s3a": "s3", "gcs": "gs"}  # of setup.py; others have the protocol's name
 _SIGNS = "*?["  # of a glob
-_WAITS = (1, 4, 15)  # seconds before another try
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What stores have of a file's content, the surest first; only one, as a listing has fewer.
 _TAGS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "LastModified", "last_modified")
 _TIMES = ("updated", "mtime", "created")
 Found = TypeVar("Found")
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,16 +122,10 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _ask(url: str, ask: Callable[[], Found]) -> Found:
-    """The answer of a store, which is asked again after a fault; raises `DataError` with the address."""
-    for seconds in (*_WAITS, 0):
-        try:
-            return ask()
-        except Exception as error:  # every store has exceptions of its own
-            said = one_line(f"{type(error).__name__}: {error}")[:300]
-            final = isinstance(error, FileNotFoundError | PermissionError)
-            if final or not seconds or getattr(error, "errno", 0) in _FULL:
-                remedy = "check address, credentials and space; run again, and what was done is kept"
-                raise DataError(f"{url}: cannot be fetched ({said}); {remedy}") from error
-            _log.warning("%s: %s; another try in %d s", url, said, seconds)
-            time.sleep(seconds)
-    raise AssertionError
+    """The answer of a store, whose library asks again after a fault; raises `DataError` with the address."""
+    try:
+        return ask()
+    except Exception as error:  # every store has exceptions of its own
+        said = one_line(f"{type(error).__name__}: {error}")[:300]
+        remedy = "check address, credentials and space; run again, and what was done is kept"
+        raise DataError(f"{url}: cannot be fetched ({said}); {remedy}") from error
