@@ -48,12 +48,6 @@ def _root(value: Fraction) -> Fraction:
     return root
 
 
-def _whole(value: Fraction) -> int:
-    if value.denominator != 1:
-        raise ValueError(f"{value} is not a whole number to draw from")
-    return int(value)
-
-
 _parse = functools.cache(functools.partial(ast.parse, mode="eval"))
 _SQUARES: Functions = {"sqrt": _root}
 
@@ -102,7 +96,7 @@ class Template(Section):
             **_SQUARES,
             "number": lambda: chance.randint(*((2, small) if small else (11, 60))),
             "factor": lambda: chance.randint(*((2, small) if small else (3, 15))),
-            "between": lambda low, high: chance.randint(_whole(low), _whole(high)),
+            "between": lambda low, high: chance.randint(int(low), int(high)),
             "one_of": lambda *choices: chance.choice(choices),
         }
         values: dict[str, Fraction] = {}
