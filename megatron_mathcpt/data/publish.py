@@ -252,9 +252,7 @@ class _Chosen(Row):
 def _encoder(
     works: Sequence[ShardWork], settings: Tokenizer, folder: Path
 ) -> tuple[Encoder, TokenizerCounts]:
-    if not (chosen := works[0].root / _CHOSEN).is_file():  # of a build that an older version began
-        raise DataError(f"{chosen}: not found; remove {chosen.parent} and build again")
-    return _open_encoder(chosen.read_bytes(), folder, settings.special_literals)
+    return _open_encoder((works[0].root / _CHOSEN).read_bytes(), folder, settings.special_literals)
 
 
 @lru_cache(maxsize=1)  # once for all shards of a process
