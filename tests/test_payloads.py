@@ -28,13 +28,13 @@ from megatron_mathcpt.config.base import load_config  # noqa: E402
 from megatron_mathcpt.config.corpus import Source  # noqa: E402
 from megatron_mathcpt.config.evaluation import EvaluationConfig  # noqa: E402
 from megatron_mathcpt.config.experiment import ExperimentConfig  # noqa: E402
-from megatron_mathcpt.config.synthesis import Seeds  # noqa: E402
+from megatron_mathcpt.config.synthesis import SynthesisConfig  # noqa: E402
 from megatron_mathcpt.data.sources import Skipped, list_shards, read_documents  # noqa: E402
 from megatron_mathcpt.data.tokenizer import load_encoder  # noqa: E402
 from megatron_mathcpt.evaluation import evaluate  # noqa: E402
 from megatron_mathcpt.formats.benchmark import load_items  # noqa: E402
 from megatron_mathcpt.formats.manifest import sync_and_describe, write_manifest  # noqa: E402
-from megatron_mathcpt.synthesis.seeds import first_seed  # noqa: E402
+from megatron_mathcpt.synthesis.seeds import check_seeds  # noqa: E402
 from megatron_mathcpt.train import datasets  # noqa: E402
 from tests.checkpoint.conftest import SmallRun  # noqa: E402
 
@@ -230,7 +230,10 @@ class Walk:
     def seeds(self) -> None:
         row = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [self.payload.target]}]}
         (self.tmp / "seeds.jsonl").write_text(json.dumps(row) + "\n")
-        first_seed(Seeds(path=str(self.tmp / "seeds.jsonl")))
+        methods = {"retrospective_enhancement": {}}
+        seeds = {"path": str(self.tmp / "seeds.jsonl"), "count": 1}  # a choice, so that each is parsed
+        tree = {"name": "t", "seed": 1, "seeds": seeds, "methods": methods}
+        check_seeds(SynthesisConfig.model_validate({**tree, "verification": {"disagreement": "drop"}}))
 
 
 READERS = [name for name in vars(Walk) if name[0] != "_" and name != "read_source"]

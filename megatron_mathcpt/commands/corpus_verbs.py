@@ -32,8 +32,9 @@ def download(
     list_: Annotated[bool, Option("--list", help="list the sources with their licences and sizes")] = False,
 ) -> None:
     """Download a public source or the benchmark sets, with checksums; resumes if interrupted."""
-    from megatron_mathcpt.data.public_sources import PUBLISHED, find_source
+    from megatron_mathcpt.config.corpus import public_sources
     from megatron_mathcpt.data.public_sources import download as fetch
+    from megatron_mathcpt.data.public_sources import find_source
 
     if list_:
         _list_sources(source, table)
@@ -50,7 +51,9 @@ def download(
     asked = find_source(source, files, revision)
     fetched = fetch(asked, out, echo)
     adapter = (
-        f", adapter {asked.adapter or source}" if source in PUBLISHED else "; its columns go under `fields`"
+        f", adapter {asked.adapter or source}"
+        if source in public_sources()
+        else "; its columns go under `fields`"
     )
     total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
     done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
@@ -61,12 +64,12 @@ def download(
 
 
 def _list_sources(source: str | None, table: Path | None) -> None:
+    from megatron_mathcpt.config.corpus import public_sources
     from megatron_mathcpt.data.benchmark_sources import load_table
-    from megatron_mathcpt.data.public_sources import PUBLISHED
 
     if source != "benchmarks":
         rows = []
-        for name, one in PUBLISHED.items():
+        for name, one in public_sources().items():
             numbers = (one.records, one.tokens, one.gigabytes)
             sizes = ("" if value is None else f"{value:,}" for value in numbers)
             words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")
@@ -120,7 +123,6 @@ def build(
     out: Annotated[Path, Option(help="folder to build in")],
     workers: Annotated[int | None, Option(min=1, help="local processes, or concurrent tasks")] = None,
     cluster: Annotated[str | None, Option(help="submit to this Slurm site (name or YAML file)")] = None,
-    ray: Annotated[bool, Option("--ray", help="run on the Ray cluster at RAY_ADDRESS")] = False,
     status: Annotated[bool, Option("--status", help="print the progress of the build, do nothing")] = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenize a corpus; resumes if run again."""
@@ -136,7 +138,7 @@ def build(
         job = submit_corpus(loaded, out, load_cluster(cluster), workers)
         echo(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
-        _show_counts(build_corpus(loaded, out, workers, ray=ray).counts)
+        _show_counts(build_corpus(loaded, out, workers).counts)
 
 
 def _show_counts(counts: dict[str, Any]) -> None:
@@ -164,9 +166,6 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    pilot: Annotated[
-        int | None, Option(min=1, help="run only this many seeds; count what is accepted")
-    ] = None,
     preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
@@ -186,7 +185,7 @@ def synthesize(
 
     settings = load_config(config, SynthesisConfig, overrides or ())
     if preview:
-        for name, prompt in stage.first_prompts(settings).items():
+        for name, prompt in stage.first_prompts(settings, seeds.check_seeds(settings)).items():
             echo(f"── {name} ──\n{prompt}")
         return
     servers: AbstractContextManager[stage.Connect] = nullcontext(client.Client)
@@ -196,15 +195,11 @@ def synthesize(
         servers = nullcontext(script.scripted_client(settings, new))
     elif serve:
         servers = served(settings, load_config(serve, SynthesisServers))
-    title, rows, part = "pilot", list[tuple[str, str, str | int]](), seeds.SeedShard.parse(shard)
+    part = seeds.SeedShard.parse(shard)
     with servers as connect:
-        if pilot:
-            ends = stage.pilot(settings, out, pilot, connect, accept_model=accept_model)
-            rows += [(name, what, count) for name, counts in ends.items() for what, count in counts.items()]
-        else:
-            summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-            rows += stage.summary_rows(summary["methods"])
-            title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
+    rows = [*stage.summary_rows(summary["methods"])]
+    title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
     stage.check_answered(rows)
 

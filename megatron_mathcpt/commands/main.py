@@ -34,9 +34,7 @@ EXTRAS = {
     "eval": ("lm_eval", "math_verify"),
     "synthesis": ("aiohttp",),
     "tables": ("pyarrow",),
-    "language": ("py3langid",),
     "fast": ("gigatoken",),
-    "ray": ("ray",),
 }
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.

@@ -4,14 +4,17 @@ Sources are listed in order of precedence: of two duplicates the one from the so
 """
 
 from collections import Counter
-from typing import Annotated, Literal, get_args
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, RootModel, StringConstraints
 
-from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.formats.tokenizer_folder import Bos
+from megatron_mathcpt.records import Language
 
 # The study's pools are general, math_corpus and problem_solving; subsets and synthesized data have their own.
 Pool = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -61,18 +64,6 @@ class Quality(Section):
     min_stop_words: int | None = Field(default=2, ge=0, le=8)  # Gopher's, of eight English words
 
 
-class Languages(Section):
-    """Languages to keep (ISO 639-1); see data/filters.py. Needs the extra `language`.
-
-    A text is dropped if another language has at least `min_probability`, unless it has fewer than
-    `min_letters` outside its formulas.
-    """
-
-    keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
-    min_probability: Share = 0.65  # datatrove's threshold for its languages
-    min_letters: int = Field(default=50, ge=1)  # ours
-
-
 class Filter(Section):
     """Thresholds of the quality rules; None disables a rule or a group of rules. Shares are from 0 to 1."""
 
@@ -82,40 +73,33 @@ class Filter(Section):
     max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
     repetition: Repetition | None = None
     quality: Quality | None = None
-    languages: Languages | None = None
 
 
-TextAdapter = Literal[
-    "open_web_math",
-    "infimm_webmath",
-    "finemath_3plus",
-    "finemath_4plus",
-    "megamath_web_pro",
-    "nemotron_cc_math",
-    "c4",
-    "wikipedia_en",
-    "fineweb_2_zh",
-    "proof_pile_arxiv",
-    "algebraic_stack",
-    "starcoder",
-    "redpajama",
-]
-ProblemAdapter = Literal[
-    "numinamath",
-    "gsm8k_train",
-    "math_train",
-    "metamathqa",
-    "orca_math",
-    "openmathinstruct_2",
-    "openmathreasoning",
-    "nemotron_math",
-    "lila",
-    "tal_scq5k_en",
-    "tal_scq5k_zh",
-    "ape210k",
-    "cmm_math",
-    "belle_school_math",
-]
+class PublicSource(Section):
+    """A dataset of the hub; `adapter` (by default the set's own name) reads the files that match `pattern`.
+
+    `fields` maps our field names to its columns; `records` and `tokens` (billions) are as its page says.
+    """
+
+    repository: str
+    pattern: str
+    kind: Literal["text", "problem"] = "text"
+    adapter: str = ""
+    fields: dict[str, str] = Field(default_factory=dict)
+    language: Language | None = None
+    licence: str | None = None
+    records: int | None = None
+    tokens: float | None = None
+    gigabytes: float | None = None
+    revision: str = "main"
+    remark: str = ""
+
+
+@cache
+def public_sources() -> dict[str, PublicSource]:
+    return load_config(
+        Path(__file__).with_name("public_sources.yaml"), RootModel[dict[str, PublicSource]]
+    ).root
 
 
 class Budget(Section):
@@ -139,7 +123,7 @@ class Source(Section):
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`; for chats `messages`) to the
     source's own where they differ. A chat is a list of messages with `role` and `content`, or ShareGPT's
     `conversations`; its text is all that is said. `reject_limit` is the share of a file's unreadable records
-    above which the build stops. `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+    above which the build stops. `filter` replaces the build's.
 
     `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
     train and validation together, by the documents left after filters, decontamination and deduplication:
@@ -156,8 +140,7 @@ class Source(Section):
     kind: Literal["text", "problem", "chat"] = "text"
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
-    adapter: TextAdapter | ProblemAdapter | None = None
-    mask_pii: bool = False
+    adapter: str | None = None
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     share: float | None = Field(default=None, gt=0, le=1)
     budget: Budget | None = None
@@ -166,15 +149,19 @@ class Source(Section):
 
     def check(self) -> None:
         address = urlsplit(self.path if "://" in self.path else "")
-        if address.password or (address.scheme in ("http", "https") and address.query):
-            raise ValueError("path: has a password or a query, which the manifest would keep; leave it out")
+        if address.scheme in ("http", "https"):
+            raise ValueError("path: on a web server; download the files and give their folder")
+        if address.password:
+            raise ValueError("path: has a password, which the manifest would keep; leave it out")
         known = {"id", "source", *_FIELDS[self.kind]}
         if wrong := sorted(set(self.fields) - known):
             raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
         if self.select is not None and self.kind != "problem":
             raise ValueError("select needs kind: problem")
         if self.adapter is not None:
-            kind = "text" if self.adapter in get_args(TextAdapter) else "problem"
+            kinds = {one.adapter or name: one.kind for name, one in public_sources().items()}
+            if (kind := kinds.get(self.adapter)) is None:
+                raise ValueError(f"adapter: no '{self.adapter}'; known are {', '.join(kinds)}")
             if self.kind != kind or self.fields:
                 raise ValueError(f"adapter {self.adapter} needs kind: {kind}, and no fields")
 

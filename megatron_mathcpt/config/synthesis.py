@@ -135,7 +135,7 @@ class Budget(Section):
     """Where to stop. Tokens and cost are hard limits over all methods of one shard.
 
     `accepted_tokens` and `seeds` limit each method, so that methods can be compared at equal budgets;
-    they are divided evenly among shards.
+    they are divided evenly among shards. A run of a few seeds is a trial, whose replies a larger one reuses.
     """
 
     maximum_tokens: int | None = Field(default=None, gt=0)
@@ -148,15 +148,14 @@ class Seeds(Section):
     """The problems to start from, each with an `id` of its own, or named by its file and row.
 
     `path` is one or several files, folders or globs: JSON lines, plain or compressed, a JSON array, Parquet,
-    Arrow, or a corpus's documents/POOL.jsonl. `fields` maps our field names to the files' own. `select`,
-    `share` and `count` choose: a fraction, and at most so many of those left, by a hash of the ids. They
-    judge every record at each start of a shard; for many millions a pool built with `select` is quicker.
+    Arrow, or a corpus's documents/POOL.jsonl. `fields` maps our field names to the files' own. `select` and
+    `count` choose, the latter by a hash of the ids at most so many of those left. They judge every record at
+    each start of a shard; for many millions a pool built with `select` is quicker.
     """
 
     path: str | tuple[str, ...] = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
     select: Select | None = None
-    share: float | None = Field(default=None, gt=0, le=1)
     count: int | None = Field(default=None, gt=0)
 
     @property
@@ -166,7 +165,7 @@ class Seeds(Section):
     @property
     def choosing(self) -> bool:
         """Whether not all records of the files are seeds."""
-        return any((self.select, self.share, self.count))
+        return bool(self.select or self.count)
 
     def check(self) -> None:
         known = set(Problem.model_fields) - {"extra"}

@@ -15,19 +15,18 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
-from megatron_mathcpt.data.sources import require_rows
-from megatron_mathcpt.errors import DataError, first_error
-from megatron_mathcpt.formats.files import hash_file, numbered_lines, write_atomically
+from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.files import hash_file, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.formats.strict_json import encode_json
-from megatron_mathcpt.records import JsonObject, Language, Problem, problem_of_row
+from megatron_mathcpt.records import JsonObject, Language, Problem
 
 KIND = "corpora"
 POOLS = ("general", "math_corpus", "problem_solving")
@@ -56,11 +55,12 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
         training = training_problems(mix, seed)
         held_out = {language: evaluation_problems(mix, language, seed) for language in LANGUAGES}
     else:
-        if empty := [file for file in files.values() if not any(True for _ in numbered_lines(file))]:
-            raise DataError(f"{empty[0]}: empty; put at least one JSON record in it")
-        given = {pool: require_rows(file) for pool, file in files.items()}
-        problems = list(starmap(_import_problem, given.pop("problem_solving")))
-        rows = {pool: starmap(_import_document, found) for pool, found in given.items()}
+        given = {pool: _read_pool(file, pool) for pool, file in files.items()}
+        problems = [one.problem for one in given.pop("problem_solving") if one.problem]
+        rows = {
+            pool: ({"id": one.id, "text": one.text, "source": one.source} for one in found)
+            for pool, found in given.items()
+        }
         training, held_out = split_problems(problems, mix, seed)
     rows["problem_solving"] = (problem.model_dump(mode="json") for problem in training)
     for language, problems in held_out.items():
@@ -124,24 +124,15 @@ def _find_pool(folder: Path, pool: str) -> Path:
     raise DataError(f"{folder / pool}.jsonl: not found, nor with .gz; put one JSON record per line there")
 
 
-def _import_document(where: str, row: JsonObject) -> JsonObject:
-    text = row.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: record without text; give a non-empty string 'text' or remove the line")
-    name = Path(where.rpartition(":")[0]).name
-    return {"id": str(row.get("id", where)), "text": text, "source": str(row.get("source", name))}
-
-
-def _import_problem(where: str, row: JsonObject) -> Problem:
-    # None means unknown in our fields; in the user's own fields it is a value.
-    known = {key: value for key, value in row.items() if value is not None or key not in Problem.model_fields}
-    try:
-        return problem_of_row({"id": where, **known})
-    except ValidationError as error:
-        field, message = first_error(error)
-        missing = field in ("question", "solution", "answer") and not row.get(field)
-        wrong = f"record without {field}" if missing else f"field '{field}': {message}"
-        raise DataError(f"{where}: {wrong}; fix or remove the line") from error
+def _read_pool(file: Path, pool: str) -> Iterator[Document]:
+    """The records of the user's file, as a build reads them; raises `DataError` for a line that is none."""
+    kind = "problem" if pool == "problem_solving" else "text"
+    source = Source.model_validate({"pool": pool, "path": str(file), "kind": kind})
+    (shard,) = list_shards({pool: source})
+    for record in chain.from_iterable(read_documents(shard, source)):
+        if isinstance(record, Skipped):
+            raise DataError(f"{file}:{record.line}: {record.reason}; fix or remove the line")
+        yield record
 
 
 def standard_library() -> Iterator[JsonObject]:

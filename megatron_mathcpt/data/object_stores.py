@@ -1,15 +1,12 @@
-"""Source files in an object store or on a web server, by any address that fsspec understands.
+"""Source files in an object store, by any address that fsspec understands.
 
 A file is what its store says of it: size, and entity tag or time. A task fetches the files of its shard to
 the build's work folder, which needs room for a shard a worker, reads them there and removes them. Credentials
 are those that fsspec finds itself, in the environment or in the store's own files.
 """
 
-import errno
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,19 +19,14 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 from megatron_mathcpt.errors import DataError, one_line
 from megatron_mathcpt.formats import files as raw
 from megatron_mathcpt.formats.archives import spelling
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
-_EXTRAS = {"s3a": "s3", "gcs": "gs", "https": "http"}  # of setup.py; others have the protocol's name
+_EXTRAS = {"s3a": "s3", "gcs": "gs"}  # of setup.py; others have the protocol's name
 _SIGNS = "*?["  # of a glob
-_WAITS = (1, 4, 15)  # seconds before another try
-_GONE = (401, 403, 404, 410)  # statuses of a web server
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What stores have of a file's content, the surest first; only one, as a listing has fewer.
-_TAGS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest", "LastModified", "last_modified")
-_TIMES = ("Last-Modified", "updated", "mtime", "created")
+_TAGS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "LastModified", "last_modified")
+_TIMES = ("updated", "mtime", "created")
 Found = TypeVar("Found")
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,10 +48,10 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
     """Files of an address, by the rules for a path, and the folder that is the same for all of them."""
     store, path = _open(url)
     top, globbed = store.unstrip_protocol(path).rstrip("/"), any(sign in path for sign in _SIGNS)
+    found: dict[str, JsonObject] = {}
     if globbed:
         base = path[: min(path.index(sign) for sign in _SIGNS if sign in path)]
         top, base = store.unstrip_protocol(base), base.rpartition("/")[0]
-        found: dict[str, JsonObject] = {}
         for name, info in _ask(url, partial(store.glob, path, detail=True)).items():
             # A folder with a table's suffix, as Spark writes it, is its files.
             if info["type"] != "directory":
@@ -67,18 +59,14 @@ def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
             elif spelling(Path(name)).endswith(raw.TABLES):
                 found |= _ask(url, partial(store.find, name, detail=True))
     else:
-        found, base = {path: (info := _ask(url, partial(store.info, path)))}, path.rstrip("/")
-        # A web server has no folders, but pages that list files; it may say so of any file, too.
-        page = info.get("mimetype") == "text/html" and not spelling(Path(path)).endswith(raw.SUFFIXES)
-        if not page and info["type"] != "directory":
+        info, base = _ask(url, partial(store.info, path)), path.rstrip("/")
+        if info["type"] != "directory":
             return top.rpartition("/")[0], [_describe(store, path, info)]
         top, found = f"{top}/", _ask(url, partial(store.find, f"{base}/", detail=True))
     names, wanted = {Path(name): name for name in found}, path.removeprefix(base) if globbed else ""
     every = [(file, _is_shown(name.removeprefix(base), wanted)) for file, name in names.items()]
     chosen = [names[file] for file in raw.choose_files(every, f"{url}: {what}", globbed=globbed)]
-    with ThreadPoolExecutor() as pool:
-        stored = [*pool.map(partial(_describe, store), chosen, map(found.__getitem__, chosen))]
-    return top.rpartition("/")[0], stored
+    return top.rpartition("/")[0], [_describe(store, name, found[name]) for name in chosen]
 
 
 def _is_shown(name: str, wanted: str) -> bool:
@@ -92,13 +80,11 @@ def look_up(file: StoredFile) -> StoredFile:
     """The file as its store has it now."""
     store, path = _open(file.url)
     store.invalidate_cache()
-    return _describe(store, path, {})
+    return _describe(store, path, _ask(file.url, partial(store.info, path)))
 
 
 def _describe(store: Any, path: str, info: JsonObject) -> StoredFile:
     url = store.unstrip_protocol(path)
-    if not info.get("size"):  # a web server's page has names only
-        info = _ask(url, partial(store.info, path))
     tag = next((info[name] for name in (*_TAGS, *_TIMES) if info.get(name)), "")
     # A time is a number or not, in a list and elsewhere.
     tag = tag.timestamp() if isinstance(tag, datetime) else tag
@@ -125,36 +111,21 @@ def _fetch(file: StoredFile, place: Path) -> Path:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    protocol, options = url.partition("://")[0], {}
+    protocol = url.partition("://")[0]
     try:
-        if protocol in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            # Its default ends the transfer of a file after five minutes.
-            patience = ClientTimeout(total=None, sock_connect=60, sock_read=60)
-            options = {"client_kwargs": {"timeout": patience}}
-        return url_to_fs(url, **options)  # type: ignore[no-any-return]
+        return url_to_fs(url)  # type: ignore[no-any-return]
     except ImportError as error:
         extra = f"pip install 'megatron_mathcpt[{_EXTRAS.get(protocol, protocol)}]'"
         raise DataError(f"{url}: {one_line(str(error))}; for {protocol}:// {extra}") from error
     except ValueError as error:
-        raise DataError(f"{url}: {one_line(str(error))}; give a path, or s3://, gs:// or https://") from error
+        raise DataError(f"{url}: {one_line(str(error))}; give a path, or s3:// or gs://") from error
 
 
 def _ask(url: str, ask: Callable[[], Found]) -> Found:
-    """The answer of a store, which is asked again after a fault; raises `DataError` with the address."""
-    for seconds in (*_WAITS, 0):
-        try:
-            return ask()
-        except Exception as error:  # every store has exceptions of its own
-            said, cause = one_line(f"{type(error).__name__}: {error}")[:300], error.__cause__
-            # fsspec says of any fault of a web server that the file is not found.
-            final = isinstance(error, FileNotFoundError | PermissionError) and (
-                cause is None or getattr(cause, "status", 0) in _GONE
-            )
-            if final or not seconds or getattr(error, "errno", 0) in _FULL:
-                remedy = "check address, credentials and space; run again, and what was done is kept"
-                raise DataError(f"{url}: cannot be fetched ({said}); {remedy}") from error
-            _log.warning("%s: %s; another try in %d s", url, said, seconds)
-            time.sleep(seconds)
-    raise AssertionError
+    """The answer of a store, whose library asks again after a fault; raises `DataError` with the address."""
+    try:
+        return ask()
+    except Exception as error:  # every store has exceptions of its own
+        said = one_line(f"{type(error).__name__}: {error}")[:300]
+        remedy = "check address, credentials and space; run again, and what was done is kept"
+        raise DataError(f"{url}: cannot be fetched ({said}); {remedy}") from error

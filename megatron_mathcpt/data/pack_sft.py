@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -53,12 +54,10 @@ class Packing:
 
     seq_length: int
     packed: bool = True  # several records in a sample; else each has one of its own
-    too_long: str = "drop"  # or cut
+    too_long: Literal["drop", "cut"] = "drop"
     loss_roles: tuple[str, ...] = ("assistant",)
 
     def __post_init__(self) -> None:
-        if self.seq_length < 1 or self.too_long not in ("drop", "cut"):
-            raise ConfigError(f"packing to {self.seq_length} with too_long {self.too_long}: not possible")
         if not self.loss_roles or (wrong := {*self.loss_roles}.difference(ROLES)):
             found = ", ".join(sorted(wrong)) if self.loss_roles else "none"
             raise ConfigError(f"loss roles: {found}; give some of {', '.join(ROLES)}")

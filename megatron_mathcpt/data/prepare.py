@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,6 @@ from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, at_han
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import (
-    MAX_LINES,
     atomic_writer,
     hash_file,
     hash_json,
@@ -334,9 +333,6 @@ def check_parts(works: Sequence[ShardWork], config: Corpus) -> None:
     """Raise for a file in parts what `prepare` raises at the end of a whole one."""
     for _, (first, *others) in groupby(works, key=lambda work: work.shard.name):
         parts = [read_counts(work.prepared) for work in (first, *others)]
-        begin = [*takewhile(lambda part: part["read"] == part["rejected"], parts)]
-        if sum(part["read"] for part in begin) > MAX_LINES:  # no record in so many: the rest does not count
-            parts = begin
         counts = {name: sum(part[name] for part in parts) for name in ("read", "rejected")}
         reject = next((Skipped(**part["reject"]) for part in parts if part["reject"]), None)
         limit = config.sources[first.shard.source].reject_limit

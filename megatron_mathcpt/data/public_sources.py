@@ -1,9 +1,9 @@
 """Public sources: map their rows to our field names, download any data set of the Hugging Face hub.
 
-public_sources.yaml describes each set: its files, columns, licence and size, and what of that no page of the
-set confirms. Here is only what a list of columns cannot say. A set without an answer column gets its answers
-from its solutions, by the rules with which outputs of models are read (answers/extraction.py), and each
-record says in its `extra` how its answer was found.
+config/public_sources.yaml describes each set: its files, columns, licence and size, and what of that no page
+of the set confirms. Here is only what a list of columns cannot say. A set without an answer column gets its
+answers from its solutions, by the rules with which outputs of models are read (answers/extraction.py), and
+each record says in its `extra` how its answer was found.
 """
 
 import json
@@ -15,13 +15,12 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import Field, RootModel
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from megatron_mathcpt.answers.extraction import extract_answer, split_thinking
-from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.config.corpus import PublicSource, public_sources
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, read_json, write_atomically
 from megatron_mathcpt.formats.hub import hub_errors
@@ -40,29 +39,6 @@ _STATEMENT = re.compile(
     r"\n\s*(?:####|(?:The (?:final )?answer is|答案[是为]?)\s*[:：]?)[^\n]*\s*$", re.IGNORECASE
 )
 Row = JsonObject | str  # in our field names, or the reason to drop it
-
-
-class PublicSource(Section):
-    """A dataset of the hub; `adapter` (by default the set's own name) reads the files that match `pattern`.
-
-    `fields` maps our field names to its columns; `records` and `tokens` (billions) are as its page says.
-    """
-
-    repository: str
-    pattern: str
-    kind: Literal["text", "problem"] = "text"
-    adapter: str = ""
-    fields: dict[str, str] = Field(default_factory=dict)
-    language: Language | None = None
-    licence: str | None = None
-    records: int | None = None
-    tokens: float | None = None
-    gigabytes: float | None = None
-    revision: str = "main"
-    remark: str = ""
-
-
-PUBLISHED = load_config(Path(__file__).with_suffix(".yaml"), RootModel[dict[str, PublicSource]]).root
 
 
 def _by_meta(row: JsonObject, *keys: str) -> Row:
@@ -176,7 +152,7 @@ _PREPARED: Mapping[str, Callable[[JsonObject], Row]] = {
 
 def _adapt(name: str, row: JsonObject) -> Row:
     """A row of the set `name` in our field names, or the reason to drop it."""
-    schema, prepare = PUBLISHED[name], _PREPARED.get(name)
+    schema, prepare = public_sources()[name], _PREPARED.get(name)
     found = prepare(row) if prepare else row
     if isinstance(found, str):
         return found
@@ -207,7 +183,7 @@ def _with_answer(row: JsonObject, language: Language, *, stated: bool) -> Row:
 
 
 ADAPTERS: Mapping[str, Callable[[JsonObject], Row]] = {
-    name: partial(_adapt, name) for name, one in PUBLISHED.items() if one.adapter in ("", name)
+    name: partial(_adapt, name) for name, one in public_sources().items() if one.adapter in ("", name)
 }
 
 
@@ -250,7 +226,7 @@ class Fetched(NamedTuple):
 
 def find_source(name: str, files: str | None = None, revision: str | None = None) -> PublicSource:
     """The source `name` of the table, or any dataset of the hub as OWNER/NAME; of it the files that match."""
-    known = PUBLISHED.get(name)
+    known = public_sources().get(name)
     if known is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DataError(f"no source '{name}'; give a dataset of the hub as OWNER/NAME, or one of --list")
     source = known or PublicSource(repository=name, pattern="*")

@@ -2,7 +2,6 @@
 
 import bz2
 from collections.abc import Callable, Iterator
-from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,31 +60,17 @@ def foreign(path: Path) -> str:
     return ""
 
 
-def unpack(path: Path, fine: float = inf) -> Iterator[bytes]:
-    """Content of a compressed file in small parts; raises one of `DAMAGE` where it ends or is damaged.
-
-    Bytes of the file from `fine` on are unpacked one by one.
-    """
+def unpack(path: Path) -> Iterator[bytes]:
+    """Content of a compressed file in small parts; raises one of `DAMAGE` where it ends or is damaged."""
     packing = packing_of(path)
     with path.open("rb") as file:
         frame: Any = None
-        given, place = 0, 0
         limit = (_MOST_BYTES,) if packing == ".bz2" else ()  # its ratio is a million
-        try:
-            while packed := file.read(size := _PACKED_BYTES[packing] if place < fine else 1):
-                while packed or not (frame.eof or getattr(frame, "needs_input", True)):
-                    if frame is None or frame.eof:  # an archive has one frame or several
-                        frame = UNPACKERS[packing]()
-                    data = frame.decompress(packed, *limit)
-                    given += len(data)
-                    yield data
-                    packed = frame.unused_data
-                place += size
-        except DAMAGE:
-            if fine == inf:  # what this part of the file has before the damage
-                for data in unpack(path, place):
-                    yield data[given:]
-                    given = max(0, given - len(data))
-            raise
+        while packed := file.read(_PACKED_BYTES[packing]):
+            while packed or not (frame.eof or getattr(frame, "needs_input", True)):
+                if frame is None or frame.eof:  # an archive has one frame or several
+                    frame = UNPACKERS[packing]()
+                yield frame.decompress(packed, *limit)
+                packed = frame.unused_data
         if frame is not None and not frame.eof:
             raise EOFError("truncated")

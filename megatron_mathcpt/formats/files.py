@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats import archives
 from megatron_mathcpt.formats.archives import DAMAGE, UNPACKERS, DamagedFile, packing_of, spelling, unpack
-from megatron_mathcpt.formats.json_arrays import first_line, is_document
+from megatron_mathcpt.formats.json_arrays import is_document
 from megatron_mathcpt.formats.strict_json import decode_json, decode_object
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
@@ -305,17 +305,10 @@ def read_range(path: Path, part: tuple[int, int]) -> Iterator[bytes]:
 
 def open_json(path: Path) -> tuple[bool, Iterator[bytes | DataError]]:
     """Whether a file is one JSON document, such as an array, rather than JSON lines; and its blocks."""
-    blocks, read = read_blocks(path), list[bytes | DataError]()
-    head, line, more = b"", b"", False
-    for block in blocks:
-        read.append(block)
-        if isinstance(block, DataError):
-            break
-        head += block
-        line, more = first_line(head)
-        if more or len(head) > MAX_LINE_BYTES:
-            break
-    return is_document(line, more=more, lines=".jsonl" in spelling(path)), chain(read, blocks)
+    blocks = read_blocks(path)
+    block = next(blocks)
+    head = block if isinstance(block, bytes) else b""
+    return is_document(head, lines=".jsonl" in spelling(path)), chain([block], blocks)
 
 
 def read_blocks(path: Path, part: tuple[int, int] = WHOLE) -> Iterator[bytes | DataError]:

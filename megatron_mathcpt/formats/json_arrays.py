@@ -17,16 +17,10 @@ _FIELDS = {"text", "content", "prompt", "question", "problem", "query", "input",
 _FIELDS |= {"answer", "output", "response"}
 
 
-def first_line(head: bytes) -> tuple[bytes, bool]:
-    """The first line that is not blank, and whether more than blanks follows it."""
-    begin = found.start(1) if (found := _NEXT.match(head)) else len(head)
-    end = head.find(b"\n", begin)
-    return (head[begin:], False) if end < 0 else (head[begin:end], _NEXT.match(head, end) is not None)
-
-
-def is_document(first: bytes, *, more: bool, lines: bool) -> bool:
-    """Whether a file with this first line, and `more` or not, is one document; its name may say `lines`."""
-    if first[:1] != b"{" or not more:
+def is_document(head: bytes, *, lines: bool) -> bool:
+    """Whether a file that begins with this block is one document; its name may say `lines`."""
+    first, _, rest = head.lstrip().partition(b"\n")
+    if first[:1] != b"{" or not rest.strip():
         return first[:1] == b"[" or (first[:1] == b"{" and not lines)
     try:
         decode_json(first)

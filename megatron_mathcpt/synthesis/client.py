@@ -14,7 +14,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Self
 
 import aiohttp
@@ -298,12 +297,5 @@ def _at(value: object, name: str) -> object:
 
 
 def _retry_after(value: str) -> float:
-    """Seconds to wait, given as a number or an HTTP date (RFC 9110, 10.2.3); 0 for anything else."""
-    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value.strip()):
-        return float(value)
-    try:
-        # Not the parser of `email`, which fails in many ways on what is no date.
-        date = datetime.strptime(value.strip(), "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
-    except ValueError:
-        return 0.0
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    """Seconds to wait; 0 for anything but a number: no model server gives a date."""
+    return float(value) if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value.strip()) else 0.0

@@ -83,7 +83,7 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
         seed = _parse_seed(place, line, seeds.fields) if check else None
         if seed is None or not seeds.choosing:
             continue
-        reason = _drop_reason(seed, seeds)
+        reason = drop_reason(seed, seeds.select) if seeds.select else None
         dropped.update([reason] if reason else [])
         chosen.append(reason is None)
         if seeds.count and not reason:
@@ -102,12 +102,6 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
     return found
 
 
-def _drop_reason(seed: Problem, seeds: Seeds) -> str | None:
-    if seeds.share is not None and id_rank(seed.id) / 2**64 >= seeds.share:
-        return "not_in_share"
-    return drop_reason(seed, seeds.select) if seeds.select else None
-
-
 def _keep_lowest(chosen: bytearray, hashes: "array[float]", count: int) -> None:
     """Unmark all of `chosen` but the `count` of the lowest hashes; of equal ones the first are kept."""
     kept = np.sort(np.argsort(np.frombuffer(hashes), kind="stable")[:count])
@@ -124,14 +118,6 @@ def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]
             if position % shard.count == shard.number:
                 yield position, _parse_seed(place, line, found.seeds.fields)
             position += 1
-
-
-def first_seed(seeds: Seeds) -> Problem:
-    """The first seed of all that `select` and `share` leave, found without reading the others."""
-    parsed = (_parse_seed(place, line, seeds.fields) for place, line in _rows(seeds))
-    if (first := next((seed for seed in parsed if not _drop_reason(seed, seeds)), None)) is None:
-        raise DataError(f"{', '.join(seeds.paths)}: no seeds; give files of problems, or select more")
-    return first
 
 
 def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:

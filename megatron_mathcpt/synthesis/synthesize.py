@@ -13,11 +13,11 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import orjson
 
@@ -31,7 +31,7 @@ from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
-from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, first_seed, read_seeds
+from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import OutcomeRow, Store, make_row
 
 KIND = "synthesis"
@@ -83,14 +83,7 @@ def synthesize(
             try:
                 manifest.verify_hashes(folder, found)
                 if found.counts["budget"] == budget:
-                    made = found.counts["methods"]
-                    stopped = found.counts["stopped"]
-                    return {
-                        "seeds": run.found.counts(),
-                        "stopped": stopped,
-                        "budget": budget,
-                        "methods": made,
-                    }
+                    return cast(Summary, found.counts)
             except ManifestError as error:
                 _LOG.warning("%s: done now, from the stored replies", error)
         with run.open():
@@ -121,13 +114,11 @@ class _Run:
         self.config, self.shard = config, shard
         self.folder = out / f"shard-{shard.number:05d}-of-{shard.count:05d}"
         self.found = check_seeds(config)  # the seeds of all shards
-        self.seeds = min(self.found.count, config.budget.seeds or self.found.count)
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
         served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
         self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": served}
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
-        self.positions: Collection[int] | None = None  # of a pilot's seeds
         self.stopped: str | None = None
         self.unanswered = {name: Counter[str]() for name in config.chosen}
         self.clients: dict[str, Client] = {}
@@ -157,7 +148,7 @@ class _Run:
         """Load the tokenizer, log the first prompts and open the store, before any of the methods below."""
         local = self.config.methods.retrospective_enhancement
         self.count_tokens = token_counter(self.config.tokenizer, local.mark if local else None)
-        for name, prompt in first_prompts(self.config).items():
+        for name, prompt in first_prompts(self.config, self.found).items():
             _LOG.info("first prompt of %s:\n%s", name, prompt)
         recorded = orjson.dumps(self.recorded, option=orjson.OPT_SORT_KEYS).decode()
         with Store.open(self.folder, seeds=self.found.sha256, config=recorded) as self.store:
@@ -219,14 +210,13 @@ class _Run:
         """Yield `samples` cases of each seed of the shard, up to the seeds of the budget."""
         seeds, samples = read_seeds(self.found, self.shard), self.config.chosen[method].samples
         for position, seed in islice(seeds, self.shard.share(self.config.budget.seeds)):
-            if self.positions is None or position in self.positions:
-                yield from (Case(self.config, method, position, seed, sample) for sample in range(samples))
+            yield from (Case(self.config, method, position, seed, sample) for sample in range(samples))
 
     def _log_progress(self, method: str, ends: Counter[str], resumed: int, began: float) -> None:
         if (now := time.monotonic()) - self.logged >= self.config.progress_seconds:
             self.logged = now
-            seeds = self.shard.share(self.seeds) or 0
-            cases = len(self.positions or range(seeds)) * self.config.chosen[method].samples
+            seeds = self.shard.share(min(self.found.count, self.config.budget.seeds or self.found.count)) or 0
+            cases = seeds * self.config.chosen[method].samples
             shown = progress(resumed + ends.total(), cases, "outcomes", resumed, now - began)
             reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
             _LOG.info("%s: %s; %s; cost %.2f", method, shown, reasons, self.meter.cost)
@@ -324,24 +314,9 @@ class _Run:
         }
 
 
-def pilot(
-    config: SynthesisConfig, out: Path, count: int, connect: Connect = Client, *, accept_model: bool = False
-) -> dict[str, Counter[str]]:
-    """Run the cases of `count` seeds and count how they end, by method; the whole run reuses the replies."""
-    run = _Run(config, out, SeedShard())
-    count, seeds = min(count, run.seeds), run.seeds
-    # Spread evenly: a file of seeds may be sorted by source or difficulty.
-    run.positions = {round((i + 0.5) * seeds / count - 0.5) for i in range(count)}
-    with run.locked(), run.open():
-        asyncio.run(run.converse(connect, accept_model=accept_model))
-        outcomes = ((name, run.outcomes(name)) for name in _conversing(config))
-        ends = {name: Counter(row["reason"] or "accepted" for *_, row in rows) for name, rows in outcomes}
-        return {name: counts + run.unanswered[name] for name, counts in ends.items()}
-
-
-def first_prompts(config: SynthesisConfig) -> dict[str, str]:
+def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
     """Return the first prompt of each method that makes requests, as the server will see it."""
-    seed = first_seed(config.seeds)
+    _, seed = next(read_seeds(found, SeedShard()))
     shown = {}
     for name in _conversing(config):
         step = advance(CONVERSATIONS[name](Case(config, name, 0, seed)), None)

@@ -18,6 +18,7 @@ import orjson
 import typer
 from measuring import cost, print_table, resident
 
+from megatron_mathcpt.synthesis.seeds import check_seeds
 from megatron_mathcpt.synthesis.synthesize import first_prompts, synthesize
 from tests.support.fake_server import FakeServer, ScriptedModel
 from tests.support.synthesis_runs import build_config
@@ -51,7 +52,7 @@ def main(seeds: int = 20_000, concurrency: int = 512) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = build_config(folder, url, seeds, concurrency=concurrency)
-        prompt = first_prompts(config)["tutorship_amplification"]
+        prompt = first_prompts(config, check_seeds(config))["tutorship_amplification"]
         before = cost(lambda: asyncio.run(ask(url, prompt, seeds, concurrency)))
         run = cost(lambda: synthesize(config, folder / "out"))
         after = cost(lambda: asyncio.run(ask(url, prompt, seeds, concurrency)))

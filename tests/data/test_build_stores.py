@@ -1,14 +1,11 @@
-"""Sources by address: a web server with lists of its folders, fsspec's memory and local file systems."""
+"""Sources by address: fsspec's memory and local file systems."""
 
 import gzip
 import json
 import logging
 import random
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import pyarrow.parquet
 import pytest
 
 from megatron_mathcpt.config.corpus import Corpus, Source
-from megatron_mathcpt.data import object_stores
 from megatron_mathcpt.data.build import build_corpus, discard_stale_work, list_stages, open_build, run_locally
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.errors import DataError, ManifestError
@@ -30,29 +26,6 @@ from tests.support.corpus_factory import make_sentence
 from tests.support.json_lines import write_json_lines
 
 FILES = ["a.jsonl", "deep/b.jsonl.gz", "deep/c.parquet"]
-
-
-class Faulty(SimpleHTTPRequestHandler):
-    """Serves a folder, data as pages; requests for .jsonl get a status of `faults`, with 200 a cut file."""
-
-    faults: list[int]
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".gz": "text/html"}
-
-    def log_message(self, *_: object) -> None: ...
-
-    def do_GET(self) -> None:
-        if self.path.endswith(".jsonl") and self.faults:
-            status = self.faults.pop()
-            if status == 200:
-                self.send_response(200)
-                self.send_header("Content-Length", "1000000")
-                self.end_headers()
-                self.wfile.write(b'{"text": "cut')
-                self.close_connection = True
-            else:
-                self.send_error(status)
-            return
-        super().do_GET()
 
 
 @pytest.fixture
@@ -69,17 +42,6 @@ def store(raw: Path) -> Path:
     (folder / "README.md").write_text("about")
     write_json_lines(folder / ".git" / "x.jsonl", rows)
     return folder
-
-
-@pytest.fixture
-def server(store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("aiohttp")
-    monkeypatch.setattr(object_stores, "_WAITS", (0.01, 0.01, 0.01))
-    Faulty.faults = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Faulty, directory=str(store.parent))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 @pytest.fixture
@@ -106,15 +68,10 @@ def content(out: Path) -> list[bytes]:
 
 
 def test_a_folder_by_address_gives_the_documents_of_the_path(
-    raw: Path, store: Path, server: str, memory: Any, tmp_path: Path
+    raw: Path, store: Path, memory: Any, tmp_path: Path
 ) -> None:
     here = build_corpus(one_source(raw, str(store)), tmp_path / "here")
-    urls = {
-        "web": f"{server}/store/",
-        "list": f"{server}/store",
-        "memory": "memory://bucket",
-        "file": store.as_uri(),
-    }
+    urls = {"memory": "memory://bucket", "folder": "memory://bucket/", "file": store.as_uri()}
     for name, url in urls.items():
         found = build_corpus(one_source(raw, url), tmp_path / name, 1)
         assert content(tmp_path / name) == content(tmp_path / "here"), name
@@ -126,8 +83,8 @@ def test_a_folder_by_address_gives_the_documents_of_the_path(
         assert build_corpus(one_source(raw, url), tmp_path / name, 1) == found
         file = open_corpus(tmp_path / name).shards[1].file
         assert file.startswith(url[:4]) and file.endswith("/deep/b.jsonl.gz")
-    two = build_corpus(one_source(raw, urls["web"]), tmp_path / "two", 2)
-    assert hashes(two) == hashes(build_corpus(one_source(raw, urls["web"]), tmp_path / "web"))
+    two = build_corpus(one_source(raw, urls["file"]), tmp_path / "two", 2)
+    assert hashes(two) == hashes(build_corpus(one_source(raw, urls["file"]), tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +100,8 @@ def test_a_folder_by_address_gives_the_documents_of_the_path(
         ("/README.md", ["README.md"]),
     ],
 )
-def test_an_address_names_what_a_path_would(
-    store: Path, server: str, memory: Any, path: str, labels: list[str]
-) -> None:
-    for base in (f"{server}/store", "memory://bucket", str(store)):
+def test_an_address_names_what_a_path_would(store: Path, memory: Any, path: str, labels: list[str]) -> None:
+    for base in ("memory://bucket", str(store)):
         shards = list_shards({"s": Source(pool="p", path=base + path)})
         assert [shard.label for shard in shards] == [f"s/{label}" for label in labels], base
         sizes = [next(store.rglob(Path(label).name)).stat().st_size for label in labels]
@@ -164,17 +119,27 @@ def test_text_files_of_a_folder_are_one_shard(raw: Path, store: Path, memory: An
     assert [shard.label for shard in list_shards(config.sources)] == ["general/notes", "general/sub"]
 
 
-def test_a_fault_is_tried_again_and_then_named_and_the_build_resumes(
-    raw: Path, server: str, tmp_path: Path
+def test_a_fault_is_named_and_the_build_resumes(
+    raw: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = one_source(raw, f"{server}/store/"), tmp_path / "out"
-    Faulty.faults = [503] * 20
-    with pytest.raises(DataError, match=rf"^{server}/store/a\.jsonl: cannot be fetched \(.*503.*run again"):
-        build_corpus(config, out, 1)
-    assert not list((out / ".work" / "fetched").iterdir())
-    Faulty.faults = [503, 200, 500]
+    config, out, faults = one_source(raw, "memory://bucket"), tmp_path / "out", [200, 503]
+    get_file = type(memory).get_file
+
+    def faulty(self: Any, path: str, place: str, **more: Any) -> None:
+        if path.endswith(".jsonl") and faults:
+            if (status := faults.pop()) != 200:
+                raise OSError(f"status {status}")
+            Path(place).write_bytes(b'{"text": "cut')
+        else:
+            get_file(self, path, place, **more)
+
+    monkeypatch.setattr(type(memory), "get_file", faulty)
+    for fault in ("503", "13 of .* bytes"):
+        with pytest.raises(DataError, match=rf"bucket/a\.jsonl: cannot be fetched \(.*{fault}.*run again"):
+            build_corpus(config, out, 1)
+        assert not list((out / ".work" / "fetched").iterdir())
     found = build_corpus(config, out, 1)
-    assert Faulty.faults == []
+    assert faults == []
     assert found.inputs["general/a.jsonl"] == hash_file(raw / "store" / "a.jsonl")
     assert hashes(found) == hashes(build_corpus(config, tmp_path / "other", 1))
 
@@ -203,16 +168,15 @@ def test_a_file_that_changes_in_its_store_is_found(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("{server}/nothing.jsonl", "nothing.jsonl: cannot be fetched (FileNotFoundError"),
-        ("{server}/store/*.txt", "*.txt: source 's' not found"),
-        ("http://127.0.0.1:9/a.jsonl", "a.jsonl: cannot be fetched (FileNotFoundError"),
+        ("memory://bucket/nothing.jsonl", "nothing.jsonl: cannot be fetched (FileNotFoundError"),
+        ("memory://bucket/*.txt", "*.txt: source 's' not found"),
         ("nosuch://bucket/a.jsonl", "nosuch://bucket/a.jsonl: Protocol not known: nosuch"),
         ("memory://empty/a.jsonl", "a.jsonl: cannot be fetched (FileNotFoundError"),
     ],
 )
-def test_an_address_without_files_is_refused(server: str, path: str, message: str) -> None:
+def test_an_address_without_files_is_refused(memory: Any, path: str, message: str) -> None:
     with pytest.raises(DataError) as error:
-        list_shards({"s": Source(pool="p", path=path.format(server=server))})
+        list_shards({"s": Source(pool="p", path=path)})
     assert message in str(error.value)
 
 
@@ -224,13 +188,13 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, address: st
         list_shards({"s": Source(pool="p", path=address)})
 
 
-def test_an_address_with_secrets_is_refused_without_them() -> None:
-    for path in (
-        "https://me:secret@host/a.jsonl",
-        "https://host/a.jsonl?Signature=secret",
-        "s3://a:secret@b/c",
-    ):
-        with pytest.raises(ValueError, match="has a password or a query") as error:
+def test_an_address_with_secrets_or_of_a_web_server_is_refused_without_them() -> None:
+    paths = {
+        "https://host/a.jsonl?Signature=secret": "on a web server",
+        "s3://a:secret@b/c": "has a password",
+    }
+    for path, problem in paths.items():
+        with pytest.raises(ValueError, match=problem) as error:
             Source(pool="p", path=path)
         assert "secret" not in error.value.errors(include_input=False)[0]["msg"]  # type: ignore[attr-defined]
 

@@ -104,16 +104,20 @@ def test_answer_type() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("problem_solving.jsonl", "", ": empty"),
-        ("problem_solving.jsonl", "{not json}", ":1: not JSON"),
+        ("problem_solving.jsonl", "", "problem_solving: 0 problems are too few"),
+        ("problem_solving.jsonl", "{not json}", "problem_solving.jsonl:1: not JSON"),
         (
             "problem_solving.jsonl",
             "\n" + json.dumps(make_problem(1, question="")),
-            ":2: record without question",
+            "problem_solving.jsonl:2: record without 'question'",
         ),
-        ("problem_solving.jsonl", json.dumps(make_problem(1, lang="fr")), ":1: field 'language'"),
-        ("problem_solving.jsonl", None, ": not found"),
-        ("math_corpus.jsonl", '{"id": "1", "text": " "}', ":1: record without text"),
+        (
+            "problem_solving.jsonl",
+            json.dumps(make_problem(1, lang="fr")),
+            "problem_solving.jsonl:1: field 'language'",
+        ),
+        ("problem_solving.jsonl", None, "problem_solving.jsonl: not found"),
+        ("math_corpus.jsonl", '{"id": "1"}', "math_corpus.jsonl:1: record without 'text'"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(
@@ -123,6 +127,9 @@ def test_a_bad_line_is_named_by_file_and_number(
     (own / name).unlink()
     if content is not None:
         (own / name).write_text(content)
-    with pytest.raises(DataError, match=re.escape(f"{name}{message}")):
+    with pytest.raises(
+        DataError,
+        match=re.escape(message),
+    ):
         make_corpora(tmp_path / "out", own)
     assert not (tmp_path / "out" / "manifest.json").exists()

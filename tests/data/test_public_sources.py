@@ -11,19 +11,20 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
 
-from megatron_mathcpt.config.corpus import ProblemAdapter, Source, TextAdapter
+from megatron_mathcpt.config.corpus import Source, public_sources
 from megatron_mathcpt.data.benchmark_sources import load_table
-from megatron_mathcpt.data.public_sources import ADAPTERS, FOUND, NOTE, PUBLISHED, download, find_source
+from megatron_mathcpt.data.public_sources import ADAPTERS, FOUND, NOTE, download, find_source
 from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Problem
 from tests.support.public_samples import write_samples
 
+PUBLISHED = public_sources()
 ARXIV = {"yymm": "0704", "arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 WIKI = json.dumps({"title": "Pi", "url": "https://en.wikipedia.org/wiki/Pi", "language": "en"})
 CODE = "<reponame>me/repo<filename>src/a.py<gh_stars>1-10\nx = 1 < 2\n"
@@ -58,7 +59,7 @@ ROWS: list[tuple[str, dict[str, Any], tuple[str, ...] | str]] = [
 
 
 def read_one(tmp_path: Path, adapter: str, row: dict[str, Any]) -> Any:
-    kind = "problem" if adapter in get_args(ProblemAdapter) else "text"
+    kind = PUBLISHED[adapter].kind
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(row) + "\n")
     source = Source.model_validate({"pool": "p", "path": str(path), "kind": kind, "adapter": adapter})
@@ -228,8 +229,9 @@ def test_list_shows_every_adapter() -> None:
     sets = run("http://127.0.0.1:9", "benchmarks", "--list").stdout
     assert all(name in sets for name in load_table())
     assert not any(name in sets for name in ("numinamath", "open_web_math", "starcoder"))
-    adapters = {*get_args(TextAdapter), *get_args(ProblemAdapter)}
-    assert {found.adapter or name for name, found in PUBLISHED.items()} == adapters == {*ADAPTERS}
+    assert {found.adapter or name for name, found in PUBLISHED.items()} == {*ADAPTERS}
+    with pytest.raises(ValueError, match="adapter: no 'c5'; known are numinamath, gsm8k_train"):
+        Source.model_validate({"pool": "p", "path": "a", "adapter": "c5"})
     for found in PUBLISHED.values():
         assert found.kind == "text" or found.licence
 

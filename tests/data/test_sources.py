@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data import sources
 from megatron_mathcpt.data.sources import (
     Document,
     Skipped,
     SourceShard,
     clean,
     list_shards,
-    mask_pii,
     read_documents,
     read_rows,
 )
@@ -126,19 +124,6 @@ def test_an_entry_of_instances_that_is_no_object_is_one_reject(tmp_path: Path, t
 def test_a_source_path_that_cannot_be_is_named(path: str) -> None:
     with pytest.raises(DataError, match="source 's'"):
         list_shards({"s": Source(pool="p", path=path)})
-
-
-def test_a_file_without_any_record_is_not_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_LINES", 100)
-    source = Source(pool="p", path=str(tmp_path / "a.jsonl"))
-    (tmp_path / "a.jsonl").write_bytes(b"1\n" * 1000)
-    *_, last = [row for block in read_documents(*list_shards({"s": source}), source) for row in block]
-    assert last == Skipped(101, "no record in 100 lines; the rest is not read")
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + b"1\n" * 1000)
-    found = [row for block in read_documents(*list_shards({"s": source}), source) for row in block]
-    assert len(found) == 1001
 
 
 def test_numbers_are_answers_as_they_are_written(tmp_path: Path) -> None:
@@ -363,7 +348,6 @@ def test_marks_without_end_are_left_and_a_few_are_composed() -> None:
 
 def test_long_runs_take_linear_time() -> None:
     """A run of a million spaces that ends no line; the square of it would not end here."""
-    assert mask_pii("a-" * (1 << 20) + "@ ") == "a-" * (1 << 20) + "@ "
     assert clean("a" + " " * (1 << 20) + "b \nc") == "a" + " " * (1 << 20) + "b\nc"
 
 
@@ -375,31 +359,9 @@ def test_only_white_space_and_invisible_characters_are_removed(pieces: list[str]
     assert clean(cleaned) == cleaned
 
 
-def test_mathematics_is_unchanged_and_addresses_follow_datatroves_rule() -> None:
+def test_mathematics_is_unchanged() -> None:
     for text in MATHEMATICS:
-        assert clean(text) == mask_pii(text) == text
-    pytest.importorskip("regex", reason="datatrove's formatters need more than its plain package")
-    from datatrove.pipeline.formatters import PIIFormatter
-
-    theirs = PIIFormatter(remove_ips=False, email_replacement="email@example.com")
-    for text in (*MATHEMATICS, "a@b.org,c.d@e-f.co.uk; <x+y@z.io> a@b @c.d a@[127.0.0.1] ä@b.de a@b..c"):
-        assert mask_pii(text) == theirs.format(text)
-
-
-@given(st.text("ab-.@é !1[]", max_size=40) | st.text("a.@b", max_size=30))
-def test_addresses_are_masked_as_by_one_expression_but_in_linear_time(text: str) -> None:
-    assert mask_pii(text) == sources._ADDRESS.sub("email@example.com", text)
-
-
-@pytest.mark.parametrize(
-    ("mask", "text"), [(False, "Mail jane@uni-x.edu."), (True, "Mail email@example.com.")]
-)
-def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool, text: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "Mail jane@uni-x.edu."}')
-    source = Source(pool="p", path=str(path), mask_pii=mask)
-    (shard,) = list_shards({"own": source})
-    assert list(read_documents(shard, source)) == [[Document("own/a.jsonl#1", text, "own", 1)]]
+        assert clean(text) == text
 
 
 def test_an_empty_id_is_none(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_column_or_file_that_is_no_text_is_named(tmp_path: Path, llama3: Path)
         ((tmp_path / "cut.jsonl.gz",), r"cut\.jsonl\.gz:\d+: .*copy the file again"),
         ((tmp_path / "empty.jsonl",), r"empty\.jsonl: no record in it"),
         ((tmp_path / "none.jsonl",), r"none\.jsonl: .*not found; give a file, a folder"),
-        (("https://a:b@c/d.jsonl",), "has a password"),
+        (("s3://a:b@c/d.jsonl",), "has a password"),
     ):
         with pytest.raises(MathCptError, match=message):
             tokenize(*words, "--tokenizer", llama3, "--out", tmp_path / "x")

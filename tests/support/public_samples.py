@@ -1,4 +1,4 @@
-"""Small samples of every public set of data/public_sources.yaml, in its schema and file layout, made up here.
+"""Small samples of every set of config/public_sources.yaml, in its schema and file layout, made up here.
 
     python tests/support/public_samples.py FOLDER [RECORDS]
 

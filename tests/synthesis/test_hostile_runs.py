@@ -155,7 +155,7 @@ def test_control_tokens_are_named_and_reasoning_is_cut(text: str) -> None:
 
 
 def test_retry_after_in_any_form() -> None:
-    far = ("Fri, 31 Dec 9999 23:59:59 GMT", "9" * 400, "1" + "0" * 30)
+    far = ("9" * 400, "1" + "0" * 30)
     assert all(_retry_after(value) > 1e9 for value in far)
     others = [
         "²",

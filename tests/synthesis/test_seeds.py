@@ -18,7 +18,7 @@ from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
-from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, first_seed, read_seeds
+from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.corpus_factory import make_problem
 from tests.support.json_lines import write_json_lines
@@ -107,7 +107,6 @@ def test_seeds_are_selected_and_counted(tmp_path: Path, caplog: pytest.LogCaptur
     assert [seed.id for seed in seeds] == [f"p{number}" for number in range(80) if number % 8 >= 5]
     cut = check_seeds(config(path=str(path), select={"complete": True}))
     assert cut.dropped == {"question_cut": 5}
-    assert first_seed(config(path=str(path), select=select).seeds) == seeds[0]
     with caplog.at_level(logging.INFO):
         summary = synthesize(config(path=str(path), select=select, count=10), tmp_path / "out")
     counts = {"read": 86, "selected": 10, "dropped": dropped | {"not_in_count": 20}}
@@ -133,8 +132,6 @@ def test_a_count_takes_the_lowest_hashes_whatever_the_order_of_the_files(tmp_pat
         assert [seed.id for seed in found(path=str(back), count=count)] == names[::-1]
     parts = [found(SeedShard(number, 3), path=str(path), count=50) for number in range(3)]
     assert sorted(map(len, parts)) == [16, 17, 17]
-    share = found(path=str(path), share=0.25)
-    assert {seed.id for seed in share} == {name for start, name in lowest if int.from_bytes(start) < 2**62}
     # equal hashes, of an id that is there more often, never exceed the count
     twice = write_json_lines(tmp_path / "c.jsonl", [rows[0]] * 5)
     assert len(found(path=str(twice), count=3)) == 3

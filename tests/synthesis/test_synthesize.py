@@ -25,7 +25,7 @@ from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import Store, trace
-from megatron_mathcpt.synthesis.synthesize import pilot, synthesize
+from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
 from tests.support.synthesis_runs import (
     FIRST_SHARD,
@@ -218,7 +218,7 @@ def test_the_key_is_printed_and_stored_nowhere(trial: Trial, monkeypatch: pytest
     preview = run("--preview")
     assert trial.server.requests == 0
     assert "What is 0 + 7?" in preview.stdout
-    tried, done = run("--pilot", "2"), run()
+    tried, done = run("budget.seeds=2"), run()
     assert done.returncode == 0, done.stderr
     assert "accepted" in tried.stdout
     assert re.search(r"tutorship_amplification +outcomes +20\b", done.stdout)
@@ -229,14 +229,6 @@ def test_the_key_is_printed_and_stored_nowhere(trial: Trial, monkeypatch: pytest
     assert not any(key in said.stdout + said.stderr for said in (preview, tried, done, failed))
     for file in trial.folder.rglob("*"):
         assert not file.is_file() or key.encode() not in file.read_bytes()
-
-
-def test_a_pilot_counts_outcomes_and_its_replies_are_reused(trial: Trial) -> None:
-    counted = pilot(trial.config(300), trial.out, 60)[METHOD]
-    assert (trial.server.requests, counted.total()) == (120, 60)
-    assert 0 < counted["accepted"] < 60
-    assert trial.run(300)["outcomes"] == 300
-    assert trial.server.requests == 600
 
 
 def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
