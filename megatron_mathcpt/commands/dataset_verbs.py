@@ -95,13 +95,16 @@ def tokenize(
 @verb("adopt")
 def adopt(
     pools: Annotated[
-        list[str], Argument(metavar="POOL=PREFIX", help="prefixes of .bin and .idx to train on")
-    ],
+        list[str] | None, Argument(metavar="POOL=PREFIX", help="prefixes of .bin and .idx to train on")
+    ] = None,
     *,
     tokenizer: Annotated[Path, Option(help="Hugging Face folder or tokenizer.json they were made with")],
     out: Annotated[Path, Option(help="corpus folder to make, of links to the files")],
     validation: Annotated[
         list[str] | None, Option(metavar="POOL=PREFIX", help="to validate on; may be repeated")
+    ] = None,
+    blend_file: Annotated[
+        Path | None, Option(help="list of Megatron-LM's --data-path, or JSON of lists train, valid, test")
     ] = None,
     bos: Annotated[
         Bos, Option(help="as the folder's tokenizer begins texts: the given one's way, always, or never")
@@ -110,7 +113,11 @@ def adopt(
     """Make a corpus folder of Megatron-LM's indexed datasets, after checking every token; copies nothing."""
     from megatron_mathcpt.data import adopt as stage
 
-    found = stage.adopt(stage.named_pairs(pools, validation or []), tokenizer, out, bos)
+    if bool(pools) == bool(blend_file):
+        raise ConfigError("adopt: give either POOL=PREFIX or --blend-file")
+    pairs, weights = stage.listed_pairs(blend_file) if blend_file else ([], dict[str, float]())
+    pairs += stage.named_pairs(pools or [], validation or [])
+    found = stage.adopt(pairs, weights, tokenizer, out, bos)
     rows = [
         (f"{one.pair.pool} {one.pair.split}", one.documents, one.tokens, one.begun, sum(one.ends.values()))
         for one in found.pairs
@@ -118,4 +125,8 @@ def adopt(
     print_table(("dataset", "documents", "tokens", "begun", "ended"), rows, str(out))
     for line in (*found.samples, *(f"note: {note}" for note in found.notes)):
         echo(line)
-    echo(f"{out}: complete; {stage.SECTIONS} has the sections of a run")
+    echo(
+        f"\n{found.sections}"
+        if blend_file
+        else f"{out}: complete; {stage.SECTIONS} has the sections of a run"
+    )

@@ -5,10 +5,11 @@ are verified, traced and blended like a build's. Every `.bin` is read once, befo
 """
 
 import hashlib
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, SPLITS, TRAIN, VALIDATION
-from megatron_mathcpt.formats.files import hash_file, write_atomically
+from megatron_mathcpt.formats.files import hash_file, read_small, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import (
     count_documents,
     dataset_writer,
@@ -31,6 +32,7 @@ from megatron_mathcpt.formats.indexed_dataset import (
 )
 from megatron_mathcpt.formats.manifest import OutputFile, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts, load_tokenizer, write_tokenizer
 from megatron_mathcpt.log import Meter, get_logger
 from megatron_mathcpt.records import JsonObject
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 SECTIONS = "blend.yaml"
 _MARKER = "adopted corpus"  # kind of a folder that is not finished
 _POOL = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")  # of YAML
+# Of Megatron-LM's --per-split-data-args-path.
+_LISTS = {"train": SPLITS[TRAIN], "valid": SPLITS[VALIDATION], "test": None}
 _SHOWN_TOKENS, _SHOWN_CHARACTERS = 64, 120
 _log = get_logger(__name__)
 
@@ -91,13 +96,80 @@ def named_pairs(pools: Sequence[str], validation: Sequence[str]) -> list[Pair]:
             pool, _, prefix = word.partition("=")
             if not prefix or not _POOL.fullmatch(pool):
                 raise ConfigError(f"{word}: expected POOL=PREFIX, with a name of letters, digits, _ and -")
-            path = os.path.abspath(prefix.removesuffix(".bin").removesuffix(".idx"))
-            pairs.append(Pair(pool, SPLITS[split], Path(path)))
+            pairs.append(_pair(pool, SPLITS[split], prefix))
     return pairs
 
 
-def adopt(pairs: Sequence[Pair], tokenizer: Path, out: Path, bos: Bos) -> Adopted:
-    """Check all of `pairs` against the tokenizer, then make the corpus folder `out` of them."""
+def _pair(pool: str, split: str, prefix: str) -> Pair:
+    return Pair(pool, split, Path(os.path.abspath(prefix.removesuffix(".bin").removesuffix(".idx"))))
+
+
+def listed_pairs(file: Path) -> tuple[list[Pair], dict[str, float]]:
+    """Pairs, and weights of pools, of a file of Megatron-LM's `--data-path`, or of its form by splits.
+
+    Pools are named after their prefixes; a prefix that is there twice has the sum of its weights.
+    """
+    pairs, weights = dict[tuple[str, str], Pair](), dict[str, float]()
+    for key, words in _read_lists(file).items():
+        if key not in _LISTS or not isinstance(words, list):
+            raise DataError(f"{file}: '{key}' is not one of the lists train, valid and test")
+        if (split := _LISTS[key]) is None:
+            if words:
+                _log.warning("%s: 'test' is not used", file)
+            continue
+        for prefix, weight in _weighted(file, [*map(str, words)]):
+            pair = _pair("", split, prefix)
+            pair = pair._replace(pool=re.sub(r"[^A-Za-z0-9_-]+", "_", pair.prefix.name))
+            if (known := pairs.setdefault(pair[:2], pair)) != pair:
+                both = f"{known.prefix} and {pair.prefix}"
+                raise DataError(f"{file}: {both} have one name; rename one, or give POOL=PREFIX")
+            if weight is not None and split == SPLITS[TRAIN]:
+                weights[pair.pool] = weights.get(pair.pool, 0.0) + weight
+    if not pairs:
+        raise DataError(f"{file}: names no prefix to train or validate on")
+    return [*pairs.values()], weights
+
+
+def _read_lists(file: Path) -> JsonObject:
+    """The words of each split, as Megatron-LM reads them: a text is a list too, and null an empty one."""
+    data = read_small(file)
+    try:
+        lists = decode_object(data) if data.lstrip()[:1] == b"{" else {"train": data.decode()}
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a list of prefixes ({error})") from error
+    return {key: (one or "").split() if isinstance(one, str | None) else one for key, one in lists.items()}
+
+
+def _weighted(file: Path, words: Sequence[str]) -> Iterator[tuple[str, float | None]]:
+    """Prefixes and weights, as Megatron-Core's `get_blend_from_list` reads them."""
+    numbers = [*map(_number, words)]
+    if all(number is None for number in numbers):
+        yield from zip(words, numbers, strict=True)
+        return
+    for at in range(0, len(words), 2):
+        weight, prefixes = numbers[at], words[at + 1 : at + 2]
+        if weight is None or not prefixes or numbers[at + 1] is not None:
+            expected = "expected WEIGHT PREFIX WEIGHT PREFIX ..., or prefixes alone"
+            raise DataError(f"{file}: at '{words[at]}': {expected}")
+        if not 0 < weight < math.inf:
+            raise DataError(f"{file}: weight {words[at]} of {prefixes[0]}: give one above 0, or leave it out")
+        yield prefixes[0], weight
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def adopt(
+    pairs: Sequence[Pair], weights: Mapping[str, float], tokenizer: Path, out: Path, bos: Bos
+) -> Adopted:
+    """Check all of `pairs` against the tokenizer, then make the corpus folder `out` of them.
+
+    Without `weights` pools count by their tokens, as for Megatron-Core.
+    """
     for (pool, split), count in Counter(pair[:2] for pair in pairs).items():
         if count > 1:
             raise ConfigError(f"pool '{pool}': two prefixes for {split}; a pool has one, so name another")
@@ -108,8 +180,9 @@ def adopt(pairs: Sequence[Pair], tokenizer: Path, out: Path, bos: Bos) -> Adopte
             read_lengths(pair.prefix)  # every index, before the first tokens
         meter = Meter(_log, sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs))
         found = [_check(pair, known, meter) for pair in pairs]
+        shares = weights or {one.pair.pool: one.tokens for one in found if one.pair.split == SPLITS[TRAIN]}
         samples, notes = ([x for one in found for x in lines(one, known)] for lines in (_samples, _notes))
-        adopted = Adopted(found, samples, notes, _sections(found, out))
+        adopted = Adopted(found, samples, notes, _sections(found, shares, out))
         _write(adopted, Path(folder), known.info, out)
     return adopted
 
@@ -177,14 +250,17 @@ def _notes(one: Checked, known: _Known) -> Iterator[str]:
         yield f"{prefix}: {what}; with --bos never the folder's tokenizer does not add it"
 
 
-def _sections(pairs: Sequence[Checked], out: Path) -> str:
-    tokens = {one.pair.pool: one.tokens for one in pairs if one.pair.split == SPLITS[TRAIN]}
-    total = sum(tokens.values())
-    # In quotes, as without them YAML reads the pool `no` as false.
-    shares = [f'    "{pool}": {count / total:.6g}' for pool, count in tokens.items() if count]
-    sets = [f'"{one.pair.pool}"' for one in pairs if one.pair.split != SPLITS[TRAIN]]
+def _sections(pairs: Sequence[Checked], weights: Mapping[str, float], out: Path) -> str:
+    total = sum(weights.values())
+    shares = [f"    {_name(pool)}: {weight / total:.6g}" for pool, weight in weights.items() if weight]
+    sets = [_name(one.pair.pool) for one in pairs if one.pair.split != SPLITS[TRAIN]]
     lines = ["data:", f"  corpus: {orjson.dumps(str(out.absolute())).decode()}", "  blend:", *shares]
     return "\n".join([*lines, "validation:", f"  sets: [{', '.join(sets)}]", ""])
+
+
+def _name(pool: str) -> str:
+    """A pool in YAML, where some names without quotes are a number, true, or nothing."""
+    return pool if _POOL.fullmatch(pool) and pool.lower() not in _WORDS else orjson.dumps(pool).decode()
 
 
 def _write(adopted: Adopted, tokenizer: Path, info: TokenizerCounts, out: Path) -> None:

@@ -1,5 +1,6 @@
 """Indexed datasets of Megatron-Core become a corpus folder, are inspected, and refused when damaged."""
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.main import build_app
+from megatron_mathcpt.data.adopt import listed_pairs
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats.corpus_folder import Selection, corpus_counts, open_corpus
+from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer
 from tests.support.megatron_pairs import write_pair
@@ -161,24 +164,68 @@ def test_an_original_that_changes_later_is_named(tmp_path: Path, adopt: Callable
     open_corpus(tmp_path / "out")
 
 
-def test_the_sections_of_a_run_have_shares_by_tokens(tmp_path: Path, adopt: Callable[..., str]) -> None:
-    names = ("true", "no", "web-1", "x")
-    pools = [f"{name}={write_pair(tmp_path / name, DOCUMENTS)}" for name in names]
-    adopt(*pools, "--validation", pools[1])
+def test_lists_of_megatron_lm_name_pools_and_give_shares(tmp_path: Path, adopt: Callable[..., str]) -> None:
+    one, two = write_pair(tmp_path / "x" / "a.b", DOCUMENTS), write_pair(tmp_path / "x" / "c", DOCUMENTS[:3])
+    lists = {"train": [30, str(one), "10", str(two)], "valid": [str(two)], "test": [str(one)]}
+    texts = {"train": f"3 {one} 1 {two}", "valid": str(two), "test": None}
+    for name, text, shares, sets in (
+        ("weighted", f"3 {one}\n 0.5 {two} .5 {two}.bin\n", "a_b: 0.75\n    c: 0.25", ""),
+        ("plain", f"{one} {two}", "a_b: 0.75\n    c: 0.25", ""),
+        ("splits", json.dumps(lists), "a_b: 0.75\n    c: 0.25", "c"),
+        ("texts", json.dumps(texts), "a_b: 0.75\n    c: 0.25", "c"),
+    ):
+        (tmp_path / name).write_text(text)
+        said = adopt("--blend-file", tmp_path / name)
+        sections = (
+            f'data:\n  corpus: "{tmp_path}/out"\n  blend:\n    {shares}\nvalidation:\n  sets: [{sets}]\n'
+        )
+        assert sections in said
+        assert (tmp_path / "out" / "blend.yaml").read_text() == sections
+        assert len(read_lengths(tmp_path / "out" / "datasets" / "c" / "validation")[0]) == (3 if sets else 0)
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_pool_that_is_a_number_or_word_of_yaml_is_quoted(tmp_path: Path, adopt: Callable[..., str]) -> None:
+    prefixes = [str(write_pair(tmp_path / name, DOCUMENTS)) for name in ("2024", "true", "web-1")]
+    (tmp_path / "list").write_text(json.dumps({"train": prefixes, "valid": prefixes}))
+    adopt("--blend-file", tmp_path / "list")
     sections = YAML(typ="safe").load(tmp_path / "out" / "blend.yaml")
-    assert sections["data"] == {
-        "corpus": f"{tmp_path}/out",
-        "blend": dict.fromkeys(("true", "no", "web-1", "x"), 0.25),
-    }
-    assert sections["validation"]["sets"] == ["no"]
+    assert [*sections["data"]["blend"]] == sections["validation"]["sets"] == ["2024", "true", "web-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3 a 4", "at '4': expected WEIGHT PREFIX"),
+        ("a 3", "at 'a': expected WEIGHT PREFIX"),
+        ("1 2 3 a", "at '1': expected WEIGHT PREFIX"),
+        ("0 a 1 b", "weight 0 of a: give one above 0"),
+        ("nan a 1 b", "weight nan of a"),
+        ("x/a y/a", "x/a and .*y/a have one name; rename one, or give POOL=PREFIX"),
+        ('{"train": 5}', "'train' is not one of the lists"),
+        ("\n", "names no prefix"),
+        ('{"train": [], "valid": null}', "names no prefix"),
+        ('{"tran": ["a"]}', "'tran' is not one of the lists train, valid and test"),
+        ('{"train": ["a"]', "not a list of prefixes"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(
+        MathCptError, match=rf"{tmp_path}/list: .*{message}" if "x/a" not in text else message
+    ):
+        listed_pairs(tmp_path / "list")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("", "give either POOL=PREFIX or --blend-file"),
+        ("a=x --blend-file y", "give either POOL=PREFIX or --blend-file"),
         ("web", "web: expected POOL=PREFIX"),
         ("a/b=x", "a/b=x: expected POOL=PREFIX"),
         ("a=x a=y", "pool 'a': two prefixes for train"),
+        ("--blend-file none", "none: cannot be read"),
     ],
 )
 def test_words_that_name_no_pair_are_refused(adopt: Callable[..., str], words: str, message: str) -> None:
