@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data import minhash
@@ -22,13 +23,13 @@ from megatron_mathcpt.data.prepare import (
 from megatron_mathcpt.data.words import Indices
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import write_atomically
+from megatron_mathcpt.log import get_logger
+
+_log = get_logger(__name__)
 
 
 def decide(works: Sequence[ShardWork], config: Corpus) -> None:
-    """Write for every prepared document whether it is a copy, and the document that is kept for it.
-
-    Takes 25 bytes of memory a document, and less than 1 GB.
-    """
+    """Write for every prepared document whether it is a copy, and the document that is kept for it."""
 
     def blocks(name: str) -> minhash.Blocks:
         return lambda: array_blocks(work.prepared / name for work in works)
@@ -37,6 +38,7 @@ def decide(works: Sequence[ShardWork], config: Corpus) -> None:
     total, low = sum(sizes), 0
     if rule := config.deduplicate:
         values = rule.bands * rule.rows
+        require_memory("decide", total, minhash.memory_bytes(total, values))
         rows = partial(gather, [work.prepared / "signatures.u4" for work in works], sizes, values)
         whole, numbers, bands = blocks("whole.u8"), blocks("numbers.u8"), map(blocks, band_files(rule.bands))
         verdicts, firsts = minhash.find_duplicates(total, whole, numbers, bands, rows, rule.threshold)
@@ -69,3 +71,14 @@ def gather(
             for place, row in zip(places, inside, strict=True):
                 os.preadv(file.fileno(), [flat[place * length : (place + 1) * length]], row * length)
     return rows
+
+
+def require_memory(stage: str, documents: int, more: int) -> None:
+    """Log how much memory this process will take with `more`; raises `DataError` if that is too much."""
+    needed, most = psutil.Process().memory_info().rss + more, psutil.virtual_memory().total
+    size = f"{stage}: {documents:,} documents need {needed / 1e9:.2f} GB of memory"
+    _log.info("%s", size)
+    if needed > most:
+        remedy = "give it more (on a cluster, single_task.memory_gib) and run again: prepared shards are kept"
+        other = "or take less of the sources (share), or build their pools as corpora of their own"
+        raise DataError(f"{size}, and there are {most / 1e9:.2f} GB; {remedy}; {other}")

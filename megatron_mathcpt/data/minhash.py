@@ -65,6 +65,17 @@ def band_keys(rows: Signatures, bands: int) -> Hashes:
     return keys
 
 
+def memory_bytes(documents: int, values: int) -> int:
+    """What `find_duplicates` allocates for so many documents with signatures of so many values.
+
+    Compiles it first, so that this is no part of what it allocates.
+    """
+    two, row = np.zeros(2, np.uint64), np.zeros((2, 1), np.uint32)
+    find_duplicates(2, lambda: [two], lambda: [two], [lambda: [two]], row.__getitem__, 0)
+    compared = min(documents, _PAIRS) * values * (4 + 4 + 1)  # two signatures, and where they agree
+    return documents * (8 + 12 + 4 + 1) + min(documents, BLOCK) * 64 + compared
+
+
 def find_duplicates(
     documents: int, whole: Blocks, numbers: Blocks, bands: Iterable[Blocks], rows: TakeRows, threshold: float
 ) -> tuple[npt.NDArray[np.uint8], Signatures]:

@@ -24,12 +24,14 @@ import orjson
 from megatron_mathcpt.config.corpus import Budget, Corpus, Tokenizer
 from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.decontaminate import benchmark_files, load_items
+from megatron_mathcpt.data.duplicates import require_memory
 from megatron_mathcpt.data.minhash import DUPLICATES, KEPT
 from megatron_mathcpt.data.prepare import (
     Array,
     ShardWork,
     changed,
     check_inputs,
+    count_documents,
     load_array,
     pools_of,
     read_counts,
@@ -59,7 +61,7 @@ RESULTS = ("documents", "dropped", "rejected", "tokenizer", "datasets")
 OVER_BUDGET = 4  # a decision, if it is not the number of a split (train is KEPT), or of a kind of copy
 REASONS = {**DUPLICATES, OVER_BUDGET: "over_budget"}
 _FEWEST_COUNTED, _STANDARD_ERROR = 1000, 0.001  # documents, and of the tokens of a budget
-_ORIGINALS = 1 << 16  # read at once
+_ORIGINALS, _ENCODING = 1 << 16, 64 << 20  # read at once; bytes that encoding a batch takes
 _CHOSEN = "encoder.json"  # in the work folder
 _log = get_logger(__name__)
 
@@ -117,6 +119,11 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0, seed: int = 0) ->
 
 def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
     """Decide for every document that is no copy: over its source's budget, for validation, or for train."""
+    counts = Counter[str]()
+    for work, count in zip(works, count_documents(works), strict=True):
+        counts[work.shard.source] += count if config.sources[work.shard.source].budget else 0
+    if most := max(counts.values()):
+        require_memory("split", most, 50 * most + _ENCODING)
     for pool in pools_of(config):
         inside = [work for work in works if config.sources[work.shard.source].pool == pool]
         decisions = [np.array(load_array(work.decided / "verdicts.u1")) for work in inside]

@@ -1,4 +1,4 @@
-"""Duplicates in bounded memory: decisions as of a plain algorithm; memory as it is said."""
+"""Duplicates in bounded memory: decisions as of a plain algorithm; memory as predicted, or refused."""
 
 import tracemalloc
 from pathlib import Path
@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_mathcpt.data.duplicates import gather
-from megatron_mathcpt.data.minhash import BLOCK, find_duplicates
+from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.data.build import list_stages, open_build
+from megatron_mathcpt.data.duplicates import decide, gather, require_memory
+from megatron_mathcpt.data.minhash import BLOCK, find_duplicates, memory_bytes
 from megatron_mathcpt.data.prepare import array_blocks, load_array
+from megatron_mathcpt.errors import DataError
 from tests.support.duplicates import duplicates_in_memory, plain_duplicates
 
 DOCUMENTS = 600
@@ -76,7 +79,7 @@ def test_signatures_are_compared_once_for_a_pair_that_is_connected() -> None:
     assert (np.bincount(verdicts).tolist(), compared) == ([500, 0, 0, 500], 1000)
 
 
-def test_the_search_takes_25_bytes_a_document() -> None:
+def test_what_is_allocated_is_what_was_predicted() -> None:
     documents, values = 3_000_000, 8
     draw = np.random.default_rng(0)
     keys = draw.integers(0, 1 << 64, documents, np.uint64)
@@ -85,6 +88,7 @@ def test_the_search_takes_25_bytes_a_document() -> None:
     def blocks() -> Any:
         return (keys[low : low + BLOCK] for low in range(0, documents, BLOCK))
 
+    predicted = memory_bytes(documents, values)
     tracemalloc.start()
     find_duplicates(
         documents,
@@ -96,7 +100,7 @@ def test_the_search_takes_25_bytes_a_document() -> None:
     )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 25 * documents < peak < 25 * documents + (60 << 20)
+    assert 0.8 * predicted < peak < 1.2 * predicted
 
 
 def test_signatures_are_read_by_position_from_all_files(tmp_path: Path) -> None:
@@ -110,3 +114,15 @@ def test_signatures_are_read_by_position_from_all_files(tmp_path: Path) -> None:
     assert np.array_equal(found, np.concatenate(parts)[wanted])
     assert np.array_equal(np.concatenate([*array_blocks(files)]), np.concatenate(parts).ravel())
     assert [len(load_array(file)) for file in files[:2]] == [0, 40]
+
+
+def test_too_little_memory_is_refused_before_the_search(config: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build = open_build(config, out)
+    for task in next(list_stages(build)).tasks:
+        task()
+    with (build.works[0].prepared / "whole.u8").open("r+b") as file:
+        file.truncate(8 << 36)  # sparse
+    with pytest.raises(DataError, match=r"decide: 68,719,476,\d+ documents need .* GB; give it more"):
+        decide(build.works, config)
+    require_memory("decide", 1, 1 << 20)
