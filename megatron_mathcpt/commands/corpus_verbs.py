@@ -123,6 +123,7 @@ def build(
     out: Annotated[Path, Option(help="folder to build in")],
     workers: Annotated[int | None, Option(min=1, help="local processes, or concurrent tasks")] = None,
     cluster: Annotated[str | None, Option(help="submit to this Slurm site (name or YAML file)")] = None,
+    ray: Annotated[bool, Option("--ray", help="run on the Ray cluster at RAY_ADDRESS")] = False,
     status: Annotated[bool, Option("--status", help="print the progress of the build, do nothing")] = False,
 ) -> None:
     """Read, filter, deduplicate, decontaminate and tokenize a corpus; resumes if run again."""
@@ -138,7 +139,7 @@ def build(
         job = submit_corpus(loaded, out, load_cluster(cluster), workers)
         echo(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
-        _show_counts(build_corpus(loaded, out, workers).counts)
+        _show_counts(build_corpus(loaded, out, workers, ray=ray).counts)
 
 
 def _show_counts(counts: dict[str, Any]) -> None:

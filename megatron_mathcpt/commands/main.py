@@ -35,6 +35,7 @@ EXTRAS = {
     "synthesis": ("aiohttp",),
     "tables": ("pyarrow",),
     "fast": ("gigatoken",),
+    "ray": ("ray",),
 }
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.

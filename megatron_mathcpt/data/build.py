@@ -3,9 +3,10 @@
 A build stage is a number of independent tasks that may run in any order, in any process, on any node. What a
 task writes depends only on its input, and no file has its final name before it is complete. So a killed task
 is simply run again, and an interrupted build resumes with the missing tasks and ends with the same bytes, for
-any number of workers. Tasks are run by datatrove's executors: one process, several, or Slurm arrays.
+any number of workers. Tasks are run by datatrove's executors: one process, several, Ray, or Slurm arrays.
 """
 
+import importlib.util
 import os
 import secrets
 import shlex
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.logging import logger as datatrove_logger
 
@@ -52,6 +54,7 @@ LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stage with a task per shard
 _LOG_SECONDS = 10
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
+_RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
 _NEED_ALL_SHARDS = ("lines", "check", "decide", "tokenizer", "split", "publish", "finish")  # stages
 _log = get_logger(__name__)
@@ -105,8 +108,8 @@ class StageTasks:
         self.tasks[rank]()
 
 
-def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manifest:
-    """Build the corpus of `config` in the folder `out`, on this machine; returns its manifest.
+def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
+    """Build the corpus of `config` in the folder `out`, on this machine or with Ray; returns its manifest.
 
     Raises `ManifestError` if `out` is complete for other inputs or another config, `ConfigError` if it is not
     ours or another process builds in it.
@@ -117,7 +120,10 @@ def build_corpus(config: Corpus, out: Path, workers: int | None = None) -> Manif
             with _locked_build(build):
                 for stage in () if _is_built(build) else list_stages(build):
                     _log.info("%s", stage.name)
-                    run_locally(stage, build, workers or default_workers(build))
+                    if ray:
+                        run_on_ray(stage, out, workers or -1)
+                    else:
+                        run_locally(stage, build, workers or default_workers(build))
                 for name in (WORK, LOGS):
                     shutil.rmtree(out / name, ignore_errors=True)
         return load_manifest(out, KIND)
@@ -297,6 +303,17 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
             if stage.name in _FOLDERS and now - shown >= _LOG_SECONDS:
                 shown, finished = now, _finished(build, stage.name)
                 _log.info("%s: %s", stage.name, describe_progress(build, finished, before, now - begin))
+
+
+def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
+    """Run `stage` on the Ray cluster of `RAY_ADDRESS` or a new one, `workers` tasks at once (-1: all)."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
+    parts = _executor_arguments(stage, out, threads=1)
+    executor = RayPipelineExecutor(**parts, workers=workers, cpus_per_task=1, mem_per_cpu_gb=_RAY_MEMORY_GB)
+    executor.run()
+    if failed := executor.get_incomplete_ranks():  # it does not raise
+        raise DataError(f"{stage.name}: task {failed[0]} failed; see {parts['logging_dir']}/logs")
 
 
 def _slurm_executor(

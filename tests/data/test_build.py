@@ -238,3 +238,15 @@ def test_killed_at_random_moments_of_a_longer_build(raw: Path, tmp_path: Path, w
                 kills += 1
         assert hashes(build_corpus(config, out)) == expected, kills
         builds += 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tasks_on_ray_give_the_same_bytes_and_one_that_fails_stops_the_build(
+    config: Corpus, raw: Path, whole: Manifest, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is an extra of its own")
+    assert hashes(build_corpus(config, tmp_path / "ray", ray=True)) == hashes(whole)
+    append(raw / "general.jsonl", "{broken")
+    with pytest.raises(DataError, match=r"prepare: task 2 failed; see .*logs"):
+        build_corpus(config, tmp_path / "failed", ray=True)
