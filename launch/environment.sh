@@ -34,7 +34,7 @@ make_environment() {
     "$python" -m venv "$venv" || return 2
     pip_install "$venv" setuptools wheel || return 2
     pip_install "$venv" --no-build-isolation \
-      -e "${root}[train,eval,synthesis,tables,fast,dev]" || return 2
+      -e "${root}[train,eval,synthesis,tables,fast,language,dev]" || return 2
     echo "$wanted" >"$venv/.mathcpt"
   fi
   export PATH="$venv/bin:$PATH"

@@ -34,6 +34,7 @@ EXTRAS = {
     "eval": ("lm_eval", "math_verify"),
     "synthesis": ("aiohttp",),
     "tables": ("pyarrow",),
+    "language": ("py3langid",),
     "fast": ("gigatoken",),
     "ray": ("ray",),
 }

@@ -64,6 +64,18 @@ class Quality(Section):
     min_stop_words: int | None = Field(default=2, ge=0, le=8)  # Gopher's, of eight English words
 
 
+class Languages(Section):
+    """Languages to keep (ISO 639-1); see data/filters.py. Needs the extra `language`.
+
+    A text is dropped if another language has at least `min_probability`, unless it has fewer than
+    `min_letters` outside its formulas.
+    """
+
+    keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
+    min_probability: Share = 0.65  # datatrove's threshold for its languages
+    min_letters: int = Field(default=50, ge=1)  # ours
+
+
 class Filter(Section):
     """Thresholds of the quality rules; None disables a rule or a group of rules. Shares are from 0 to 1."""
 
@@ -73,6 +85,7 @@ class Filter(Section):
     max_duplicate_line_share: float | None = Field(default=0.3, ge=0, le=1)
     repetition: Repetition | None = None
     quality: Quality | None = None
+    languages: Languages | None = None
 
 
 class PublicSource(Section):

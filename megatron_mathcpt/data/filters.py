@@ -11,16 +11,28 @@ Which problem records a source takes is decided before, by selection.py; `find_d
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from megatron_mathcpt.config.corpus import Filter, Quality, Repetition
+from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition
 from megatron_mathcpt.data import words as cut
 from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, split_words
+from megatron_mathcpt.errors import DataError
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
 _BAD = re.compile("[\ufffd\ue000-\uf8ff]")  # replacement and private-use characters, left by broken decoding
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))  # Gopher's
+_READ, _JUDGED = 4_000, 1_000  # characters of the text, and of its letters, that decide its language
+_FORMULA = re.compile(r"\$\$?[^$]*\$\$?|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+", re.DOTALL)
+_NO_LETTERS = re.compile(r"[\W\d_]+")
+_SINGLE = re.compile(r"(?<!\S)[A-Za-z](?: [A-Za-z])*(?!\S)")
+# The identifier mistakes Chinese text with rare characters for one of these.
+_CHINESE = frozenset(("yue", "wuu", "lzh", "nan", "hak", "gan"))
+_HAN, _KANA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile("[\u3041-\u30ff]")
 
 
 class Drop(NamedTuple):
@@ -68,6 +80,9 @@ def find_drops(texts: Sequence[str], rules: Filter) -> list[Drop | None]:
                 found.append(_repetition_drops(part, words, rules.repetition))
             for number, *broken in zip(numbers, *found, strict=True):
                 drops[number] = next(filter(None, broken), None)
+    if rules.languages:
+        for number in rest:
+            drops[number] = drops[number] or language_drop(texts[number], rules.languages)
     return drops
 
 
@@ -198,3 +213,30 @@ def _repeated(
         top[document] = often * largest
         low = high
     return top, copied
+
+
+def language_drop(text: str, rules: Languages) -> Drop | None:
+    """A drop named after the text's language, if that is probable enough and not to be kept."""
+    # Formulas, LaTeX commands, numbers and single letters say nothing about the language; of a text with
+    # few other letters it is unknown, and the text is kept.
+    words = _NO_LETTERS.sub(" ", _FORMULA.sub(" ", text[:_READ]))
+    letters = " ".join(_SINGLE.sub(" ", words).split())[:_JUDGED]
+    if len(letters) - letters.count(" ") < rules.min_letters:
+        return None
+    # By script where that is enough: at least one Chinese character in five, and no Japanese kana.
+    language, probability = "zh", 1.0
+    if 5 * len(_HAN.findall(letters)) < len(letters) or _KANA.search(letters):
+        language, probability = _identifier().classify(letters)
+    language = "zh" if language in _CHINESE else language
+    if language in rules.keep or probability < rules.min_probability:
+        return None
+    return Drop(f"language_{language}", float(probability), rules.min_probability)
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> "LanguageIdentifier":
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise DataError("filter.languages: py3langid is missing; install the extra 'language'") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

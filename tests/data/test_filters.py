@@ -1,5 +1,6 @@
 """Why documents are dropped: a text for each rule, counts by brute force and datatrove, a new filter."""
 
+import gzip
 import inspect
 import random
 from itertools import islice
@@ -7,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from pydantic import Field
 
-from megatron_mathcpt.config.corpus import Corpus, Filter, Quality
+from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality
 from megatron_mathcpt.data import filters
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.corpora import standard_library
-from megatron_mathcpt.data.filters import find_drops, repeated_ngrams
+from megatron_mathcpt.data.filters import find_drops, language_drop, repeated_ngrams
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.corpus_factory import corpus_settings
@@ -197,6 +199,35 @@ def test_a_new_filter_is_a_threshold_and_a_rule(
     assert row["detail"] == {"measured": pytest.approx(36 / 42), "limit": 0.5}
     # off, it leaves finished corpora complete
     assert build_corpus(CorpusWithDigits.model_validate(corpus_settings(raw)), tmp_path / "before") == before
+
+
+FRENCH = "Soit $f$ une fonction continue sur l'intervalle $[a,b]$, alors il existe un point où $f(c)=0$."
+JAPANESE = "関数が区間で連続であるとき、最大値と最小値が存在することを証明せよ。" * 2
+KEPT = [
+    "Let $f$ be a continuous function on the interval $[a,b]$; then it has a largest value there.",
+    "设函数在区间上连续，证明它在该区间上有最大值和最小值，并求出这些值。再求它的导数和积分，然后画出它的图像。最后说明理由。",
+    r"$\int u^{n}du=\frac{u^{n+1}}{n+1}+C$, $\int \frac{du}{u}=\ln|u|+C$, $x_1, x_2, \dots, x_n$",
+    "3x + 5y = 12 \\begin{align} a &= b \\\\ c &= d \\end{align}",
+]
+
+
+def test_other_languages_are_dropped_by_name_and_bare_formulas_are_kept() -> None:
+    pytest.importorskip("py3langid")
+    drops = reasons([FRENCH, JAPANESE, *KEPT], languages={"keep": ["en", "zh"]})
+    assert drops == ["language_fr", "language_ja", *[None] * len(KEPT)]
+    assert language_drop(FRENCH, Languages(keep=["fr"])) is None
+    assert language_drop(FRENCH, Languages(keep=["en"], min_letters=500)) is None
+
+
+@pytest.mark.parametrize(("pool", "step"), [("general", 1), ("math_corpus", 4), ("problem_solving", 10)])
+def test_no_document_of_the_corpora_is_taken_for_another_language(
+    corpora_dir: Path, pool: str, step: int
+) -> None:
+    pytest.importorskip("py3langid")
+    lines = gzip.decompress((corpora_dir / f"{pool}.jsonl.gz").read_bytes()).splitlines()
+    for row in map(orjson.loads, lines[::step]):
+        text = row.get("text") or f"{row['question']}\n{row['solution']}"
+        assert language_drop(text, Languages(keep=["en", "zh"])) is None, row["id"]
 
 
 def test_a_word_that_no_tokenizer_could_take_is_dropped() -> None:
