@@ -136,7 +136,7 @@ class Source(Section):
     problems `question`, `solution`, `answer`, `language`, `stage`, `steps`; for chats `messages`) to the
     source's own where they differ. A chat is a list of messages with `role` and `content`, or ShareGPT's
     `conversations`; its text is all that is said. `reject_limit` is the share of a file's unreadable records
-    above which the build stops. `filter` replaces the build's.
+    above which the build stops. `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
 
     `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
     train and validation together, by the documents left after filters, decontamination and deduplication:
@@ -154,6 +154,7 @@ class Source(Section):
     path: str = Field(min_length=1)
     fields: dict[str, str] = Field(default_factory=dict)
     adapter: str | None = None
+    mask_pii: bool = False
     reject_limit: float = Field(default=0.0, ge=0, lt=1)
     share: float | None = Field(default=None, gt=0, le=1)
     budget: Budget | None = None

@@ -39,6 +39,17 @@ from megatron_mathcpt.records import (
 )
 
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
+# The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
+# mistakes the number of a theorem, 1.2.3.4, for one.
+_ADDRESS = re.compile(
+    r"\b[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@(?:(?:[A-Za-z0-9](?:["
+    r"A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[(?:(?:25[0-5]|2[0-4][0-9]|["
+    r"01]?[0-9][0-9]?)\.){3}(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
+)
+_LOCAL = "A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
+_BEFORE_AT, _FIRST = re.compile(rf"(?<![.{_LOCAL}])[.{_LOCAL}]++(?=@)"), re.compile(rf"\b[{_LOCAL}]")
+
+
 _SHAREGPT = {"role": "from", "content": "value"}  # our names of a message's fields, and ShareGPT's
 _ROLES = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
 
@@ -249,7 +260,7 @@ def _cleaned(row: JsonObject, source: Source, name: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise DataError(f"field '{key}' is {type(value).__name__}, expected text")
-    return clean(value)
+    return mask_pii(clean(value)) if source.mask_pii else clean(value)
 
 
 def clean(text: str) -> str:
@@ -260,6 +271,22 @@ def clean(text: str) -> str:
     if "\n\n\n\n" in text:
         text = re.sub(r"\n{4,}", "\n\n\n", text)
     return text.strip()
+
+
+def mask_pii(text: str) -> str:
+    """Replace all e-mail addresses in `text` by the same one."""
+    if "@" not in text:
+        return text
+    parts, end = [], 0
+    # `_ADDRESS.sub` tries every letter of a long run; if the first that can begin an address does not, no
+    # later one before the same @ does.
+    for run in _BEFORE_AT.finditer(text):
+        low = max(end, run.start() + run[0].rfind("..") + 2) if ".." in run[0] else max(end, run.start())
+        first = _FIRST.search(text, low, run.end())
+        if first and (found := _ADDRESS.match(text, first.start())):
+            parts += [text[end : found.start()], "email@example.com"]
+            end = found.end()
+    return "".join([*parts, text[end:]])
 
 
 def read_rows(shard: SourceShard, first: int = 1) -> Rows:

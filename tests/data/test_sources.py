@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
+from megatron_mathcpt.data import sources
 from megatron_mathcpt.data.sources import (
     Document,
     Skipped,
     SourceShard,
     clean,
     list_shards,
+    mask_pii,
     read_documents,
     read_rows,
 )
@@ -348,6 +350,7 @@ def test_marks_without_end_are_left_and_a_few_are_composed() -> None:
 
 def test_long_runs_take_linear_time() -> None:
     """A run of a million spaces that ends no line; the square of it would not end here."""
+    assert mask_pii("a-" * (1 << 20) + "@ ") == "a-" * (1 << 20) + "@ "
     assert clean("a" + " " * (1 << 20) + "b \nc") == "a" + " " * (1 << 20) + "b\nc"
 
 
@@ -359,9 +362,31 @@ def test_only_white_space_and_invisible_characters_are_removed(pieces: list[str]
     assert clean(cleaned) == cleaned
 
 
-def test_mathematics_is_unchanged() -> None:
+def test_mathematics_is_unchanged_and_addresses_follow_datatroves_rule() -> None:
     for text in MATHEMATICS:
-        assert clean(text) == text
+        assert clean(text) == mask_pii(text) == text
+    pytest.importorskip("regex", reason="datatrove's formatters need more than its plain package")
+    from datatrove.pipeline.formatters import PIIFormatter
+
+    theirs = PIIFormatter(remove_ips=False, email_replacement="email@example.com")
+    for text in (*MATHEMATICS, "a@b.org,c.d@e-f.co.uk; <x+y@z.io> a@b @c.d a@[127.0.0.1] ä@b.de a@b..c"):
+        assert mask_pii(text) == theirs.format(text)
+
+
+@given(st.text("ab-.@é !1[]", max_size=40) | st.text("a.@b", max_size=30))
+def test_addresses_are_masked_as_by_one_expression_but_in_linear_time(text: str) -> None:
+    assert mask_pii(text) == sources._ADDRESS.sub("email@example.com", text)
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"), [(False, "Mail jane@uni-x.edu."), (True, "Mail email@example.com.")]
+)
+def test_masking_is_a_choice_of_the_source(tmp_path: Path, mask: bool, text: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "Mail jane@uni-x.edu."}')
+    source = Source(pool="p", path=str(path), mask_pii=mask)
+    (shard,) = list_shards({"own": source})
+    assert list(read_documents(shard, source)) == [[Document("own/a.jsonl#1", text, "own", 1)]]
 
 
 def test_an_empty_id_is_none(tmp_path: Path) -> None:
