@@ -60,6 +60,15 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtyp
     assert max(there.max_abs_logit_difference, back.max_abs_logit_difference) <= 1e-5
 
 
+def test_settings_of_transformers_that_change_no_model_are_no_hindrance(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", LLAMA2)
+    more = {"attn_implementation": "flash_attention_2", "return_dict": False}
+    config = json.loads((source / "config.json").read_text()) | more
+    (source / "config.json").write_text(json.dumps(config))
+    found = import_from_hf(source, tmp_path / "checkpoint").max_abs_logit_difference
+    assert found is not None and found <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [
