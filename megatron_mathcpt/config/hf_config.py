@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import LLAMA3, LlamaShape
 from megatron_mathcpt.errors import ConfigError, DataError, first_error, one_line
 from megatron_mathcpt.families import FAMILIES
 from megatron_mathcpt.families.family import Family, Fields
@@ -173,6 +173,8 @@ def _rope(family: Family, fields: Fields, given: Fields) -> dict[str, object]:
         scaling["original_max_position_embeddings"] = given.get("original_max_position_embeddings", original)
     if kind == "llama3" and (missing := {"low_freq_factor", "high_freq_factor"} - scaling.keys()):
         raise ConfigError(f"rope_scaling: {min(missing)} is missing")
+    if kind == "llama3":
+        scaling = {name: value for name, value in scaling.items() if LLAMA3.get(name) != value}
     return {"rotary_base": base, "rope_scaling": scaling}
 
 

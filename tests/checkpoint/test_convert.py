@@ -119,6 +119,18 @@ def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:
     assert "| torch" not in again.stderr
 
 
+def test_an_import_by_a_version_without_families_is_complete(tmp_path: Path) -> None:
+    source, out = make_folder(tmp_path / "hf", MORE["Llama-3.1-8B"]), tmp_path / "checkpoint"
+    import_from_hf(source, out, verify=False)
+    found = load_manifest(out, "checkpoint")
+    newer = {"family", "window_size", "window_attn_skip_freq", "no_rope_freq"}
+    known = {name: value for name, value in found.config["model"].items() if name not in newer}
+    older = {"model": known | {"rope_scaling": {"factor": 8.0}}}  # Llama 3.1's was the only kind
+    rest = {"inputs": found.inputs, "counts": found.counts, "outputs": found.outputs}
+    write_manifest(out, "checkpoint", config=older, **rest)
+    assert import_from_hf(source, out, verify=False).was_there
+
+
 def test_a_hidden_folder_of_the_user_is_refused_and_a_leftover_replaced(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "hf", LLAMA2)
     out, hidden = tmp_path / "out", tmp_path / ".out.saving"
