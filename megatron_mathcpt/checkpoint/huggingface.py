@@ -143,8 +143,10 @@ def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> 
 
     disable_progress_bar()
     only = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    # Not as config.json says, which may ask for kernels that are not here, or for results as tuples.
+    ours = {"return_dict": True, "attn_implementation": "sdpa"}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **only, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, **only, **ours, **options)
     except Exception as error:  # of any type: transformers checks little of config.json
         reason = one_line(str(error))[:200]
         raise CheckpointError(f"{folder}: not loaded by transformers ({reason}); is it damaged?") from error

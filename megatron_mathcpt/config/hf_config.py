@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import LLAMA3, LlamaShape
 from megatron_mathcpt.errors import ConfigError, DataError, first_error, one_line
 from megatron_mathcpt.families import FAMILIES
 from megatron_mathcpt.families.family import Family, Fields
@@ -52,7 +52,10 @@ _MOST_LAYERS = 1000  # a damaged file may name any number, and lists of layers a
 
 
 def read_hf_shape(folder: Path) -> LlamaShape:
-    """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is none that we can build."""
+    """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is none that we can build.
+
+    `DataError` if the file cannot be read.
+    """
     path, found = folder / "config.json", _read_config(folder)
     try:
         return _shape_of(found)
@@ -73,10 +76,10 @@ def read_hf_bos(folder: Path) -> int | None:
 
 
 def _read_config(folder: Path) -> JsonObject:
-    """All fields of a Hugging Face folder's `config.json`; raises `ConfigError`."""
-    path = folder / "config.json"
+    """All fields of a Hugging Face folder's `config.json`; `ConfigError`, or `DataError` if unreadable."""
+    data = read_small(path := folder / "config.json", "give a Hugging Face folder", _MAX_BYTES)
     try:
-        return decode_object(read_small(path, "give a Hugging Face folder", _MAX_BYTES))
+        return decode_object(data)
     except DataError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -170,6 +173,8 @@ def _rope(family: Family, fields: Fields, given: Fields) -> dict[str, object]:
         scaling["original_max_position_embeddings"] = given.get("original_max_position_embeddings", original)
     if kind == "llama3" and (missing := {"low_freq_factor", "high_freq_factor"} - scaling.keys()):
         raise ConfigError(f"rope_scaling: {min(missing)} is missing")
+    if kind == "llama3":
+        scaling = {name: value for name, value in scaling.items() if LLAMA3.get(name) != value}
     return {"rotary_base": base, "rope_scaling": scaling}
 
 

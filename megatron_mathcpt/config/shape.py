@@ -10,8 +10,8 @@ from megatron_mathcpt.families import FAMILIES
 from megatron_mathcpt.families.family import Family
 
 VOCAB_DIVISOR = 128  # the vocabulary is padded to a multiple of this, the same in every layout
-# Llama 3.1's and 3.2's, which a section may leave out.
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Llama 3.1's and 3.2's, which a section may leave out, and which manifests of older versions lack.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Fields of `RopeScaling` that each kind must have, and those that it may have.
 _KINDS = {
     "llama3": ("factor low_freq_factor high_freq_factor original_max_position_embeddings", ""),
@@ -39,7 +39,9 @@ class RopeScaling(Section):
     the sequences. Kinds that change the frequencies from token to token (`dynamic`) are not supported.
     """
 
-    rope_type: Literal["llama3", "linear", "yarn", "longrope"] = "llama3"
+    rope_type: Literal["llama3", "linear", "yarn", "longrope"] = Field(
+        default="llama3", exclude_if=lambda kind: bool(kind == "llama3")
+    )
     factor: float | None = Field(default=None, ge=1)
     original_max_position_embeddings: int | None = Field(default=None, gt=0)
     low_freq_factor: float | None = Field(default=None, gt=0)
@@ -57,7 +59,7 @@ class RopeScaling(Section):
     def parameters(self) -> dict[str, object]:
         """What transformers' `rope_parameters` has, without the rotary base."""
         given = self.model_dump(mode="json", exclude_none=True)
-        return (_LLAMA3 if self.rope_type == "llama3" else {}) | given
+        return {"rope_type": self.rope_type} | (LLAMA3 if self.rope_type == "llama3" else {}) | given
 
     def check(self) -> None:
         needed, more = (names.split() for names in _KINDS[self.rope_type])
@@ -91,7 +93,8 @@ class LlamaShape(Section):
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     share_embeddings_and_output_weights: bool = False
     init_method_std: float = Field(default=0.02, gt=0, le=1)
-    family: str = "llama"
+    # Left out of manifests if it is that of older versions, so that their folders count as complete.
+    family: str = Field(default="llama", exclude_if=lambda family: bool(family == "llama"))
     window_size: int | None = Field(default=None, gt=0)
     window_attn_skip_freq: tuple[int, ...] | None = None
     no_rope_freq: tuple[int, ...] | None = None

@@ -95,13 +95,19 @@ class Decoder:
         model.post_process = False
 
     def batches(self, lengths: Sequence[int], rows: int) -> list[list[int]]:
-        """Indices of `lengths` (prompt and new tokens) in batches of at most `rows` and `BATCH_BYTES`."""
+        """Indices of `lengths` (prompt and new tokens) in batches of at most `rows` and `BATCH_BYTES`.
+
+        A batch has one rotary embedding: where `longrope` has two, its rows all have the same.
+        """
+        scaling = self._shape.rope_scaling
+        limit = scaling.original_max_position_embeddings if scaling and scaling.long_factor else None
         # Longest first: a batch's lengths are similar, and its first row sets the memory of every row.
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         found = []
         while order:
             row_bytes = self.token_bytes * padded(lengths[order[0]])
-            size = max(1, min(rows, BATCH_BYTES // row_bytes))
+            beyond = sum(lengths[index] > limit for index in order) if limit else 0
+            size = max(1, min(beyond or rows, rows, BATCH_BYTES // row_bytes))
             found.append(order[:size])
             del order[:size]
         return found

@@ -239,7 +239,7 @@ class MegatronLM(OwnTokenizer, TemplateLM):
         start = [self.prefix_token_id]
         sequences = [((context or start) + tokens)[-(window + 1) :] for _, context, tokens in requests]
         return self._over_replicas(
-            [len(context) + len(tokens) for _, context, tokens in requests],
+            [len(sequence) - 1 for sequence in sequences],
             lambda batch: self._decoder.score([sequences[i] for i in batch], [lengths[i] for i in batch]),
         )
 

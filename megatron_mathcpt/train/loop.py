@@ -205,7 +205,7 @@ def _reference(folder: Path, new_rows: range, device: torch.device) -> "PreTrain
     """Load transformers' model into host memory; a layer is on `device`, in fp32, for its forward only."""
     # The run's own model is on it too. One fp32 layer, the activations of one sample and the logits of some
     # positions are 5 GB for Llama-3-8B at 8192 tokens, less than a later training step.
-    model = load_reference(folder, new_rows, dtype="auto", attn_implementation="sdpa").eval()
+    model = load_reference(folder, new_rows, dtype="auto").eval()
     model.model.rotary_emb.to(device)
     for part in (model.model.embed_tokens, *model.model.layers, model.model.norm):
         part.forward = _in_fp32(part, device)(part.forward)

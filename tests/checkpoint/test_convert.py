@@ -60,6 +60,15 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtyp
     assert max(there.max_abs_logit_difference, back.max_abs_logit_difference) <= 1e-5
 
 
+def test_settings_of_transformers_that_change_no_model_are_no_hindrance(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", LLAMA2)
+    more = {"attn_implementation": "flash_attention_2", "return_dict": False}
+    config = json.loads((source / "config.json").read_text()) | more
+    (source / "config.json").write_text(json.dumps(config))
+    found = import_from_hf(source, tmp_path / "checkpoint").max_abs_logit_difference
+    assert found is not None and found <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [
@@ -108,6 +117,18 @@ def test_again_does_nothing_and_needs_no_torch(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "already there; logits not compared" in again.stdout
     assert "| torch" not in again.stderr
+
+
+def test_an_import_by_a_version_without_families_is_complete(tmp_path: Path) -> None:
+    source, out = make_folder(tmp_path / "hf", MORE["Llama-3.1-8B"]), tmp_path / "checkpoint"
+    import_from_hf(source, out, verify=False)
+    found = load_manifest(out, "checkpoint")
+    newer = {"family", "window_size", "window_attn_skip_freq", "no_rope_freq"}
+    known = {name: value for name, value in found.config["model"].items() if name not in newer}
+    older = {"model": known | {"rope_scaling": {"factor": 8.0}}}  # Llama 3.1's was the only kind
+    rest = {"inputs": found.inputs, "counts": found.counts, "outputs": found.outputs}
+    write_manifest(out, "checkpoint", config=older, **rest)
+    assert import_from_hf(source, out, verify=False).was_there
 
 
 def test_a_hidden_folder_of_the_user_is_refused_and_a_leftover_replaced(tmp_path: Path) -> None:

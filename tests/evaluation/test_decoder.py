@@ -129,6 +129,23 @@ def test_batches_are_bounded_by_rows_and_by_the_memory_of_the_cache(
     assert decoder.batches(lengths, 5) == [[5], [2, 1], [3, 10, 9, 8, 7], [6, 4, 0]]
 
 
+def test_rows_within_and_beyond_the_original_context_are_no_batch(
+    layout: parallel.Layout, tmp_path: Path
+) -> None:
+    """`longrope` has other frequencies there: the others of its batch would change a row."""
+    shape = FAMILY_SHAPES["llama longrope"]  # an original context of 48
+    decoder, reference = _pair(layout, tmp_path, shape)
+    sequences = _prompts(50, 21, 122, 49, 2)
+    batches = decoder.batches([len(sequence) - 1 for sequence in sequences], 5)
+    assert batches == [[2, 0], [3, 1, 4]]
+    for batch in batches:
+        found = decoder.score([sequences[row] for row in batch], [1] * len(batch))
+        for row, (score, _) in zip(batch, found, strict=True):
+            with torch.no_grad():
+                logits = reference(torch.tensor([sequences[row][:-1]])).logits[0, -1].double()
+            assert score == pytest.approx(logits.log_softmax(-1)[sequences[row][-1]].item(), abs=1e-4)
+
+
 def test_a_recorded_step_can_be_replayed(pair: tuple[Any, Any]) -> None:
     """As CUDA graphs need it: the recorded operations of one step, run again, compute the next steps."""
     from torch.fx.experimental.proxy_tensor import make_fx
