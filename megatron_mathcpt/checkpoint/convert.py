@@ -177,6 +177,8 @@ def verify_exported(folder: Path, *, full: bool = False) -> None:
     """Verify a Hugging Face folder if it has a manifest of ours; others have no checksums to compare."""
     if (folder / manifests.FILE_NAME).is_file():
         manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
+    elif (folder / MARKER).is_file():
+        raise CheckpointError(f"{folder}: an export that did not finish; run it again")
 
 
 _BLOCK, _BLOCKS = 2**16, 64

@@ -120,6 +120,8 @@ def compare_logits(
         rows.copy_(rows.to(source.read(key, None).dtype))
     ours, theirs = _megatron_logits(source, shape, tokens), reference(tokens).logits
     difference = float((ours - theirs).abs().max())
+    if not theirs.isfinite().all():
+        raise CheckpointError(f"{folder}: transformers' logits are not finite; its weights are damaged")
     if not difference <= _LOGIT_TOLERANCE:
         # Rounding alone may do that where activations are large, as Qwen2.5's: then both are as far from what
         # transformers computes in fp64.

@@ -19,7 +19,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "copy it again"
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")  # of a file in the folder itself
 _READ = ("F32", "BF16", "F16")
-_HEAD = "lm_head.weight"  # beside tied embeddings it is compared with them when it is read
+_HEAD = "lm_head.weight"  # compared with tied embeddings where it is read
 _MODEL = ("model.", "lm_head.")  # what the names of a decoder's own tensors begin with
 _COMPUTED = ".rotary_emb.inv_freq"  # in old files; follows from config.json
 _SHOWN = 3
@@ -37,7 +37,9 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
 
     Raises `ConfigError` if files are missing, or if it is not clear which ones count.
     """
-    single, index = folder / WEIGHTS, folder / INDEX
+    single, index, adapter = folder / WEIGHTS, folder / INDEX, folder / "adapter_config.json"
+    if adapter.is_file():  # transformers adds it to the model if peft is installed
+        raise ConfigError(f"{adapter}: adapters are not read; merge it into the model, then remove it")
     placed = _read_index(index) if index.is_file() else {}
     if not placed and not single.is_file():
         raise ConfigError(

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.formats.evaluation_folder import KIND, Results, TaskScore, write_evaluation
+from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import ids_of
@@ -85,13 +86,28 @@ def test_an_import_is_exported_byte_for_byte_and_loads(base: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     back = files_in(tmp_path / "back")
     assert {name: data for name, data in back.items() if name not in OURS} == files_in(base)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "back", base))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (hash_file(folder / "model.safetensors") for folder in (tmp_path / "back", base))
+    assert ours == theirs, "written by safetensors, it has other bytes"
     assert {*load_manifest(tmp_path / "back", "hf").outputs} == {*files_in(base), "model.safetensors"}
     AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back", trust_remote_code=False)
     assert tokenizer.apply_chat_template([{"role": "a", "content": "b"}], tokenize=False) == "a: b<|eot|>"
     assert GenerationConfig.from_pretrained(tmp_path / "back").eos_token_id == [1, 2]
+
+
+def test_an_unfinished_export_and_weights_without_meaning_are_refused(
+    checkpoint: Path, base: Path, tmp_path: Path
+) -> None:
+    export_to_hf(checkpoint, tmp_path / "out", verify=False)
+    (tmp_path / "out" / "manifest.json").unlink()  # as if it was killed before its last file
+    with pytest.raises(CheckpointError, match="out: an export that did not finish; run it again"):
+        import_from_hf(tmp_path / "out", tmp_path / "again")
+    shutil.copytree(base, tmp_path / "nan")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="nan: transformers' logits are not finite; its weights are"):
+        import_from_hf(tmp_path / "nan", tmp_path / "again")
 
 
 def test_large_models_are_several_files_that_transformers_reads(checkpoint: Path, tmp_path: Path) -> None:

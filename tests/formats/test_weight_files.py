@@ -147,3 +147,10 @@ def test_a_file_that_is_cut_is_named_with_its_size(tmp_path: Path) -> None:
     write_header(path, {"a": ENTRY}, length=1 << 63)
     with pytest.raises(CheckpointError, match="header too large"):
         read_tensors(tmp_path)
+
+
+def test_an_adapter_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / WEIGHTS, a=torch.zeros(1))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: adapters are not read; merge it"):
+        weight_files(tmp_path)
