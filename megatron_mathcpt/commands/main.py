@@ -109,6 +109,7 @@ def print_table(
     Counts get commas, other numbers two decimals; strings are printed unchanged.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -119,11 +120,15 @@ def print_table(
     texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)
-        first = heading == headings[0]
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number or first)
+        # In a narrow terminal texts are wrapped, not numbers cut.
+        whole = max(map(cell_len, [heading, *cells])) if number or heading == headings[0] else None
+        table.add_column(heading, justify="right" if number else "left", no_wrap=bool(whole), min_width=whole)
     for row in texts:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH)
+    unbounded = console.options.update(width=sys.maxsize)
+    console.width = max(console.width, console.measure(table, options=unbounded).minimum)
+    console.print(table)
 
 
 def build_app() -> typer.Typer:
