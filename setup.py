@@ -29,7 +29,7 @@ TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy"]
 setup(
     name="megatron_mathcpt",
     version="0.1.0",
-    description="Continued pretraining of Llama models on mathematics, on Megatron-Core",
+    description="Continued pretraining of language models on mathematics, on Megatron-Core",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_mathcpt", "megatron_mathcpt.*"]),
     include_package_data=True,

@@ -1,3 +1,3 @@
-"""Continued pretraining of Llama models on mathematics, on Megatron-Core."""
+"""Continued pretraining of language models on mathematics, on Megatron-Core."""
 
 __version__ = "0.1.0"

@@ -35,7 +35,7 @@ def layout() -> Iterator[object]:
     """The parallel layout of this process alone, on the CPU."""
     from megatron_mathcpt import parallel
     from megatron_mathcpt.cpu import use_cpu
-    from tests.support.llama_models import ALONE
+    from tests.support.small_models import ALONE
 
     use_cpu()
     yield parallel.start_alone(ALONE)

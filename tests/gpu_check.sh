@@ -65,7 +65,7 @@ cat >"$imports" <<'PYTHON'
 import torch
 import transformer_engine.pytorch as te
 from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
-from megatron_mathcpt.model.llama import has_transformer_engine
+from megatron_mathcpt.model.language_model import has_transformer_engine
 assert torch.cuda.is_available(), "no GPU: torch sees no CUDA device"
 assert has_transformer_engine()
 print(torch.cuda.get_device_name(), "FP8", FP8GlobalStateManager.is_fp8_available())

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import MathCptError
-from tests.support.llama_models import ALONE, write_byte_llama
+from tests.support.small_models import ALONE, write_byte_llama
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron_mathcpt import parallel  # noqa: E402

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from megatron_mathcpt.checkpoint.model_card import CARD, write_card
 from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, TOKENIZERS, base_of, copy_side_files
 from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError, first_error
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats import manifest as manifests
@@ -149,7 +149,7 @@ def import_from_hf(
     return Converted(difference, was_there=False)
 
 
-def extend(folder: Path, tokenizer: Path, shape: LlamaShape) -> tuple[range, LlamaShape]:
+def extend(folder: Path, tokenizer: Path, shape: DecoderShape) -> tuple[range, DecoderShape]:
     """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them.
 
     Raises `CheckpointError` if it does more than to add tokens to the tokenizer in `folder`.
@@ -204,10 +204,10 @@ def _sample_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_shape(manifest: Manifest) -> LlamaShape:
+def checkpoint_shape(manifest: Manifest) -> DecoderShape:
     try:
         # As JSON, whose lists are tuples here.
-        return LlamaShape.model_validate_json(json.dumps(manifest.config.get("model")))
+        return DecoderShape.model_validate_json(json.dumps(manifest.config.get("model")))
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))
         raise CheckpointError(f"a checkpoint's manifest: config.model: {wrong}; use another") from error

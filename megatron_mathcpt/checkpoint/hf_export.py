@@ -18,7 +18,7 @@ import torch
 
 from megatron_mathcpt.checkpoint.huggingface import unpack
 from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, write_settings
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import FINAL_NORM, hf_sizes, tensor_keys
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile, sync_and_describe
@@ -47,7 +47,7 @@ class ExportOptions:
 
 def write_hf_folder(
     source: tensors.WeightSource,
-    shape: LlamaShape,
+    shape: DecoderShape,
     folder: Path,
     *,
     eos_id: int | Sequence[int] | None,
@@ -74,7 +74,7 @@ def write_hf_folder(
 
 
 def _plan_files(
-    shape: LlamaShape, dtype_of: Callable[[str], torch.dtype], most: int
+    shape: DecoderShape, dtype_of: Callable[[str], torch.dtype], most: int
 ) -> dict[str, list[_Tensor]]:
     """What each file has, in order; a tensor of more than `most` bytes has a file of its own."""
     files: list[list[_Tensor]] = [[]]
@@ -93,7 +93,7 @@ def _plan_files(
 
 
 def _write_files(
-    folder: Path, files: dict[str, list[_Tensor]], source: tensors.WeightSource, shape: LlamaShape
+    folder: Path, files: dict[str, list[_Tensor]], source: tensors.WeightSource, shape: DecoderShape
 ) -> dict[str, OutputFile]:
     """Write the tensors one by one, while threads read the next and hash the previous one."""
     names = [one.name for content in files.values() for one in content]
@@ -106,7 +106,7 @@ def _write_files(
 
 
 def _read_ahead(
-    source: tensors.WeightSource, shape: LlamaShape, names: Sequence[str], reader: ThreadPoolExecutor
+    source: tensors.WeightSource, shape: DecoderShape, names: Sequence[str], reader: ThreadPoolExecutor
 ) -> Iterator[torch.Tensor]:
     """The tensors of `names`, read by the keys that pack them."""
     packed_in = {name: of for of in tensor_keys(shape) for name in hf_sizes(shape, *of)}

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_mathcpt.checkpoint.huggingface import pack
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import check_weights, hf_sizes
 from megatron_mathcpt.errors import CheckpointError
 from megatron_mathcpt.model.weights import ExtendedWeights, WeightSource
@@ -24,7 +24,7 @@ class HuggingFaceWeights:
     Raises `CheckpointError` if they are not just the tensors of `shape` (formats/weight_files.py).
     """
 
-    def __init__(self, folder: Path, shape: LlamaShape) -> None:
+    def __init__(self, folder: Path, shape: DecoderShape) -> None:
         self._shape, self._stored = shape, check_weights(folder, shape)
         if shape.share_embeddings_and_output_weights and _HEAD in self._stored:
             # By their bits; transformers would keep both.

@@ -1,4 +1,4 @@
-"""Hugging Face Llama folders: read weights tensor by tensor, convert them to a checkpoint, compare logits.
+"""Hugging Face folders: read weights tensor by tensor, convert them to a checkpoint, compare logits.
 
 Megatron-Core packs query, key and value by key-value head ([q heads of the group; k; v] on dimension 0, group
 after group), and gate above up. Only comparing logits needs a whole model in memory.
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
+from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
 from megatron_mathcpt.config.weight_map import (
     EMBEDDING,
     LAYERS,
@@ -45,7 +45,7 @@ _TEXT = (
 )
 
 
-def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
+def pack(key: str, parts: list[torch.Tensor], shape: DecoderShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
     if key not in (QKV, QKV_BIAS):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -53,7 +53,7 @@ def pack(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
-def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tensor]:
+def unpack(key: str, whole: torch.Tensor, shape: DecoderShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
     rows = [size[0] for size in packed_sizes(shape)[key].values()]
     if key not in (QKV, QKV_BIAS):
@@ -62,7 +62,7 @@ def unpack(key: str, whole: torch.Tensor, shape: LlamaShape) -> list[torch.Tenso
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
 
 
-def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, folder: Path) -> None:
+def write_checkpoint_files(source: tensors.WeightSource, shape: DecoderShape, folder: Path) -> None:
     """Write every tensor of `source` into the empty `folder`, in Megatron-Core's torch_dist format.
 
     A key has one type, that of its first layer in `source`.
@@ -90,7 +90,7 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: LlamaShape, fold
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
-def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dtype) -> WriteItem:
+def _write_item(key: str, layer: int | None, shape: DecoderShape, dtype: torch.dtype) -> WriteItem:
     """Describe a tensor to torch's writer; a layer's is a slice of the stored tensor of all layers."""
     size = tensor_sizes(shape)[key]
     if key in (EMBEDDING, OUTPUT):
@@ -105,7 +105,7 @@ def _write_item(key: str, layer: int | None, shape: LlamaShape, dtype: torch.dty
 
 @torch.no_grad()
 def compare_logits(
-    source: tensors.WeightSource, shape: LlamaShape, folder: Path, new_rows: range = range(0)
+    source: tensors.WeightSource, shape: DecoderShape, folder: Path, new_rows: range = range(0)
 ) -> float:
     """Largest logit difference of Megatron-Core and transformers; `CheckpointError` if above rounding."""
     tokens = _tokens(shape, folder)
@@ -157,7 +157,7 @@ def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> 
     return model
 
 
-def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
+def _tokens(shape: DecoderShape, folder: Path) -> torch.Tensor:
     assert shape.vocab_size is not None
     rows = torch.randint(shape.vocab_size, (_SAMPLES, _LENGTH), generator=torch.Generator().manual_seed(0))
     if (folder / "tokenizer.json").is_file():
@@ -168,8 +168,8 @@ def _tokens(shape: LlamaShape, folder: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _megatron_logits(source: tensors.WeightSource, shape: LlamaShape, tokens: torch.Tensor) -> torch.Tensor:
-    from megatron_mathcpt.model.llama import build_model
+def _megatron_logits(source: tensors.WeightSource, shape: DecoderShape, tokens: torch.Tensor) -> torch.Tensor:
+    from megatron_mathcpt.model.language_model import build_model
 
     sizes = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
     layout = parallel.start_alone(sizes)

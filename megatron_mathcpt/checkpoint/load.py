@@ -33,14 +33,14 @@ from megatron_mathcpt.checkpoint.safe_pickle import (
     reading_by,
     refusing,
 )
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import EMBEDDING, OUTPUT
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.llama import Llama
+from megatron_mathcpt.model.language_model import LanguageModel
 from megatron_mathcpt.model.weights import requantize
 from megatron_mathcpt.parallel import Layout
 
@@ -103,7 +103,9 @@ def verify_kept(run_folder: Path, retention: folders.Retention, layout: Layout) 
             verified += 1
 
 
-def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | None, layout: Layout) -> None:
+def load_state(
+    path: Path, model: list[LanguageModel], optimizer: MegatronOptimizer | None, layout: Layout
+) -> None:
     """Load weights, and the optimizer's state if one is given, from a verified checkpoint of any layout."""
     if hasattr(CheckpointingConfig, "common_backend") and not (path / COMMON_STATE_FNAME).is_file():
         raise CheckpointError(
@@ -137,7 +139,7 @@ def load_state(path: Path, model: list[Llama], optimizer: MegatronOptimizer | No
         parts.load(loaded["optimizer"])
 
 
-def sharded_model(model: Iterable[Llama], stored: Container[str] | None = None) -> ShardedStateDict:
+def sharded_model(model: Iterable[LanguageModel], stored: Container[str] | None = None) -> ShardedStateDict:
     """Describe model chunks as sharded tensors, to save them, or to load what a checkpoint has `stored`."""
     # FP8 scales are saved if the model is in FP8, the empty ones of its bf16 layers too, since Megatron-Core
     # wants a key in all layers or in none. When loading, they are read if the checkpoint has them.
@@ -173,7 +175,7 @@ def _check_stored(path: Path, stored: Mapping[str, object], optimizer: Optimizer
 class CheckpointWeights:
     """`WeightSource` of a verified checkpoint, whatever layout wrote it."""
 
-    def __init__(self, path: Path, shape: LlamaShape) -> None:
+    def __init__(self, path: Path, shape: DecoderShape) -> None:
         self._path, self._shape = path, shape
         self._reader = CheckpointReader(path)
         self._reader.set_up_storage_reader(self._reader.index, is_coordinator=True)

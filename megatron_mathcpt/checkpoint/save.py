@@ -42,7 +42,7 @@ from megatron_mathcpt.checkpoint.optimizer_state import PREFIX, OptimizerState
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import OPTIMIZER, OutputFile, sync_and_describe, write_manifest
-from megatron_mathcpt.model.llama import Llama
+from megatron_mathcpt.model.language_model import LanguageModel
 from megatron_mathcpt.parallel import Layout
 
 HostCopies = dict[MetadataIndex, torch.Tensor]
@@ -159,7 +159,7 @@ class Saver(AbstractContextManager["Saver"]):
 
     def save(
         self,
-        model: list[Llama],
+        model: list[LanguageModel],
         optimizer: MegatronOptimizer | None,
         counts: folders.CheckpointCounts,
         *,
@@ -201,7 +201,7 @@ class Saver(AbstractContextManager["Saver"]):
         while self._phases is not None:
             self._advance()
 
-    def _collect(self, model: list[Llama], optimizer: MegatronOptimizer | None) -> ShardWriter:
+    def _collect(self, model: list[LanguageModel], optimizer: MegatronOptimizer | None) -> ShardWriter:
         """Agree with the other ranks on who writes what, and collect this rank's share of the state."""
         writer = ShardWriter(folders.hidden_path(self._path), sync_files=False)  # fsynced when hashed
         try:

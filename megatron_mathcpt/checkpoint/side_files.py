@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_mathcpt.config.hf_config import hf_config, read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats.files import hash_file, write_atomically
 from megatron_mathcpt.formats.run_folder import BASE, run_of
@@ -67,7 +67,7 @@ def _is_same(one: Path, other: Path) -> bool:
 def write_settings(
     folder: Path,
     base: Path | None,
-    shape: LlamaShape,
+    shape: DecoderShape,
     *,
     dtype: str | None,
     bos_id: int | None,

@@ -61,7 +61,7 @@ def typer_of(text: str) -> typer.Typer:
     )
 
 
-app = typer_of("Continued pretraining of Llama models on mathematics: from raw text to a scored model.")
+app = typer_of("Continued pretraining of language models on mathematics: from raw text to a scored model.")
 
 
 def group(name: str, text: str) -> typer.Typer:

@@ -58,7 +58,7 @@ def plan(
             print_table(headings, rows, title)
 
 
-conversion = group("convert", "Convert between checkpoints and Hugging Face folders of Llama models.")
+conversion = group("convert", "Convert between checkpoints and Hugging Face folders.")
 
 
 @verb("to-hf", conversion)
@@ -117,7 +117,7 @@ def train(
     scale: Scale = None,
     check: Annotated[bool, Option("--check", help="check config and data, then stop")] = False,
 ) -> None:
-    """Train a Llama with Megatron-Core, from scratch or from existing weights."""
+    """Train a model with Megatron-Core, from scratch or from existing weights."""
     start_training(config, overrides or (), out, processes, scale, *(("--check",) if check else ()))
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 
 
 class InitSection(Section):
@@ -358,7 +358,7 @@ class ExperimentConfig(Section):
 
     name: str = Field(min_length=1)
     seed: int = Field(ge=0)
-    model: LlamaShape | None = None
+    model: DecoderShape | None = None
     init: InitSection
     data: DataSection
     optimizer: OptimizerSection

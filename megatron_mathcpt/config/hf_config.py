@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_mathcpt.config.shape import LLAMA3, LlamaShape
+from megatron_mathcpt.config.shape import LLAMA3, DecoderShape
 from megatron_mathcpt.errors import ConfigError, DataError, first_error, one_line
 from megatron_mathcpt.families import FAMILIES
 from megatron_mathcpt.families.family import Family, Fields
@@ -51,7 +51,7 @@ _IGNORED = {"type", "finetuned", "rope_theta", "partial_rotary_factor"}  # of a 
 _MOST_LAYERS = 1000  # a damaged file may name any number, and lists of layers are made of it
 
 
-def read_hf_shape(folder: Path) -> LlamaShape:
+def read_hf_shape(folder: Path) -> DecoderShape:
     """The shape in a Hugging Face folder's `config.json`; `ConfigError` if it is none that we can build.
 
     `DataError` if the file cannot be read.
@@ -84,7 +84,7 @@ def _read_config(folder: Path) -> JsonObject:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _shape_of(given: JsonObject) -> LlamaShape:
+def _shape_of(given: JsonObject) -> DecoderShape:
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ConfigError(f"model_type is {kind!r:.100}; supported are {', '.join(sorted(FAMILIES))}")
@@ -109,7 +109,7 @@ def _shape_of(given: JsonObject) -> LlamaShape:
             _check_list("no_rope_layers", fields["no_rope_layers"], layers, (0, 1))
         bare = [int(not family.rotated(fields, layer)) for layer in range(layers)]
         shape |= {"no_rope_freq": bare} if any(bare) else {}
-    return LlamaShape.model_validate_json(json.dumps(shape))
+    return DecoderShape.model_validate_json(json.dumps(shape))
 
 
 def _check_types(family: Family, given: Fields) -> None:
@@ -198,7 +198,7 @@ def _rope_parameters(family: Family, fields: Fields, base: object) -> JsonObject
 
 
 def hf_config(
-    shape: LlamaShape, *, dtype: str, bos_id: int | None, eos_id: int | Sequence[int] | None
+    shape: DecoderShape, *, dtype: str, bos_id: int | None, eos_id: int | Sequence[int] | None
 ) -> JsonObject:
     """The `config.json` that makes transformers build `shape` as the class of its family."""
     if isinstance(eos_id, Sequence):
@@ -224,7 +224,7 @@ def hf_config(
     }
 
 
-def _layer_fields(shape: LlamaShape) -> Mapping[str, object]:
+def _layer_fields(shape: DecoderShape) -> Mapping[str, object]:
     """The fields in which layers differ."""
     family, found = shape.of_family, dict[str, object]()
     if family.windowed is not None:

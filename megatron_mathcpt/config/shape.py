@@ -70,7 +70,7 @@ class RopeScaling(Section):
             raise ValueError(f"{other[0]}: has no effect with rope_type {self.rope_type}; leave it out")
 
 
-class LlamaShape(Section):
+class DecoderShape(Section):
     """What determines the parameters and the forward pass of a decoder; the names are `TransformerConfig`'s.
 
     Left out, `num_query_groups` means one per attention head, `kv_channels` means

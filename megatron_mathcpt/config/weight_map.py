@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.formats.weight_files import StoredTensor, check_tensors, read_tensors
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -16,7 +16,7 @@ PROJECTION, FC2 = f"{ATTENTION}linear_proj.weight", f"{LAYERS}mlp.linear_fc2.wei
 Sizes = dict[str, tuple[int, ...]]
 
 
-def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
+def tensor_keys(shape: DecoderShape) -> Iterator[tuple[str, int | None]]:
     first, *keys = packed_sizes(shape)
     yield first, None
     for layer in range(shape.num_layers):
@@ -24,13 +24,13 @@ def tensor_keys(shape: LlamaShape) -> Iterator[tuple[str, int | None]]:
     yield from ((key, None) for key in keys if not key.startswith(LAYERS))
 
 
-def hf_sizes(shape: LlamaShape, key: str, layer: int | None) -> Sizes:
+def hf_sizes(shape: DecoderShape, key: str, layer: int | None) -> Sizes:
     """Names, in order, and sizes of Hugging Face's tensors that Megatron-Core's `key` packs."""
     before = "" if layer is None else f"model.layers.{layer}."
     return {before + name: size for name, size in packed_sizes(shape)[key].items()}
 
 
-def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
+def packed_sizes(shape: DecoderShape) -> dict[str, Sizes]:
     """The weight map: by Megatron-Core's key, in forward order, the Hugging Face tensors that it packs."""
     # Along dimension 0. Names in layers lack `model.layers.N.`.
     assert shape.vocab_size is not None
@@ -61,7 +61,7 @@ def packed_sizes(shape: LlamaShape) -> dict[str, Sizes]:
     return sizes
 
 
-def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+def tensor_sizes(shape: DecoderShape) -> dict[str, tuple[int, ...]]:
     """Size of every whole tensor by Megatron-Core's key; a layer's own, since layers share their keys."""
     return {
         key: (sum(size[0] for size in parts.values()), *next(iter(parts.values()))[1:])
@@ -69,7 +69,7 @@ def tensor_sizes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_weights(folder: Path, shape: LlamaShape) -> Mapping[str, StoredTensor]:
+def check_weights(folder: Path, shape: DecoderShape) -> Mapping[str, StoredTensor]:
     """The tensors in a Hugging Face folder's weight files; `CheckpointError` if not just those of `shape`."""
     found = read_tensors(folder)
     # All of them before any memory is asked for: a damaged config.json names any number and size.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.evaluation.key_value_cache import Cache, GraphedStep, Step, install_cache, padded
 from megatron_mathcpt.parallel import Layout
 
@@ -80,7 +80,7 @@ def sampler(
 class Decoder:
     """One replica of the model, changed so that it cannot train; all its processes make the same calls."""
 
-    def __init__(self, model: "GPTModel", shape: LlamaShape, layout: Layout) -> None:
+    def __init__(self, model: "GPTModel", shape: DecoderShape, layout: Layout) -> None:
         self._model = model.eval()
         self._shape, self._layout = shape, layout
         self._dtype = next(model.parameters()).dtype

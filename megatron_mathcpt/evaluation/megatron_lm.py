@@ -26,7 +26,7 @@ from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError, first_error
 from megatron_mathcpt.evaluation.backends import model_tokenizer
@@ -142,7 +142,7 @@ class MegatronLM(OwnTokenizer, TemplateLM):
             raise
 
     def _load(self, folder: Path) -> None:
-        from megatron_mathcpt.model.llama import build_model
+        from megatron_mathcpt.model.language_model import build_model
 
         source, shape, counts = _open_weights(folder, self.layout, verify=self.options.verify)
         tokenizer = _tokenizer_folder(folder, self.options.tokenizer)
@@ -259,7 +259,7 @@ class MegatronLM(OwnTokenizer, TemplateLM):
 
 def _open_weights(
     folder: Path, layout: parallel.Layout, *, verify: bool
-) -> tuple[WeightSource, LlamaShape, CheckpointCounts]:
+) -> tuple[WeightSource, DecoderShape, CheckpointCounts]:
     """Verified weights, shape and counts of a model folder, a run or a checkpoint."""
     if (folder / "config.json").is_file():
         verify_exported(folder, full=verify)

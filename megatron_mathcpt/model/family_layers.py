@@ -16,7 +16,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from megatron_mathcpt.config.hf_config import hf_config
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -76,7 +76,7 @@ class ScaledRotary(RotaryEmbedding):  # type: ignore[misc]
     The second table, if windowed layers have their own, is the embedding without scaling.
     """
 
-    def __init__(self, shape: LlamaShape, device: torch.device, groups: Groups) -> None:
+    def __init__(self, shape: DecoderShape, device: torch.device, groups: Groups) -> None:
         super().__init__(shape.head_size, 1.0, rotary_base=shape.rotary_base, cp_group=groups.cp)
         self._shape, self._device = shape, device
         self._plain = [] if shape.of_family.scaled_in_windows else [self.inv_freq.to(device)]
@@ -91,7 +91,7 @@ class ScaledRotary(RotaryEmbedding):  # type: ignore[misc]
             yield super().get_emb(length, offset)
 
 
-def _frequencies(shape: LlamaShape, length: int) -> tuple[Tensor, float]:
+def _frequencies(shape: DecoderShape, length: int) -> tuple[Tensor, float]:
     """transformers' inverse frequencies for sequences of `length`, and the factor of cosine and sine."""
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -117,7 +117,7 @@ class ScaledAttention(SelfAttention):  # type: ignore[misc]
         submodules: object,
         layer_number: int,
         *,
-        shape: LlamaShape,
+        shape: DecoderShape,
         pg_collection: Groups,
         **more: object,
     ) -> None:

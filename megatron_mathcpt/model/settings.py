@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.machine import check_recipe
 
@@ -51,7 +51,7 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
 
 
 def transformer_config(
-    shape: LlamaShape, parallel: ParallelSection, precision: PrecisionSection, *, fused: bool
+    shape: DecoderShape, parallel: ParallelSection, precision: PrecisionSection, *, fused: bool
 ) -> TransformerConfig:
     """Make the settings of Megatron-Core's layers, `fused` if Transformer Engine can be used."""
     check_accelerated(parallel, precision, fused=fused)

@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.utils import force_all_tensors_to_non_fp8
 from megatron.core.fp8_utils import is_float8tensor
 from megatron.core.models.gpt import GPTModel
 
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import EMBEDDING, FC2, OUTPUT, PROJECTION, QKV_BIAS, tensor_sizes
 
 _E4M3_LARGEST = 448.0  # weights are E4M3 in both FP8 formats
@@ -87,7 +87,7 @@ def requantize(chunk: GPTModel, values: Mapping[str, torch.Tensor]) -> None:
 class RandomWeights:
     """`WeightSource` of random weights: normal with the shape's standard deviation, norms 1, biases 0."""
 
-    def __init__(self, shape: LlamaShape, seed: int) -> None:
+    def __init__(self, shape: DecoderShape, seed: int) -> None:
         self._shape, self._seed = shape, seed
         self._sizes = tensor_sizes(shape)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.planned_run import PlannedRun
 
@@ -197,7 +197,7 @@ def peak_checkpoint_bytes(config: ExperimentConfig) -> int:
 
 
 def answering_gib(
-    parameters: float, shape: LlamaShape | None, tensor: int, sequences: int, new_tokens: int
+    parameters: float, shape: DecoderShape | None, tensor: int, sequences: int, new_tokens: int
 ) -> float:
     """GiB on each of `tensor` GPUs of a bf16 model that answers, every sequence at its longest.
 

@@ -2,7 +2,7 @@
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.planner.shapes import from_llama
+from megatron_mathcpt.planner.shapes import model_shape
 
 
 class PlannedRun:
@@ -18,7 +18,7 @@ class PlannedRun:
         parallel, precision = config.parallel, config.precision
         train, optimizer = config.train, config.optimizer
         self.config, self.gpus, self.fused = config, gpus, fused
-        self.shape = from_llama(config.name, config.model)
+        self.shape = model_shape(config.name, config.model)
         self.tensor = parallel.tensor_model_parallel_size
         self.context = parallel.context_parallel_size
         self.stages = parallel.pipeline_model_parallel_size

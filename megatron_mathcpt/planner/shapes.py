@@ -12,13 +12,13 @@ from pydantic import RootModel
 
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
+from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
 from megatron_mathcpt.errors import ConfigError
 
 _TABLE = Path(__file__).parent / "data" / "shapes.yaml"
 
 
-class ModelShape(LlamaShape):
+class ModelShape(DecoderShape):
     """A decoder-only transformer of known `vocab_size`; the last three fields are for published GPT runs."""
 
     name: str
@@ -71,30 +71,30 @@ class ModelShape(LlamaShape):
         return layers + self.embedding + self.head + self.hidden_size
 
 
-def known_shapes() -> dict[str, LlamaShape]:
+def known_shapes() -> dict[str, DecoderShape]:
     """The built-in shapes by name."""
-    return load_config(_TABLE, RootModel[dict[str, LlamaShape]]).root
+    return load_config(_TABLE, RootModel[dict[str, DecoderShape]]).root
 
 
 def load_shape(model: str) -> ModelShape:
     """Return the built-in shape `model`, or that of a Hugging Face `config.json`; raises `ConfigError`."""
     shapes = known_shapes()
     if model in shapes:
-        return from_llama(model, shapes[model])
+        return model_shape(model, shapes[model])
     path = Path(model.removesuffix("config.json"))
     if not (path / "config.json").is_file():
         problem = f"neither a built-in shape ({', '.join(sorted(shapes))}) nor the path of a config.json"
         raise ConfigError(f"model '{model}': {problem}")
-    return from_llama(path.resolve().name, read_hf_shape(path))
+    return model_shape(path.resolve().name, read_hf_shape(path))
 
 
-def from_llama(name: str, llama: LlamaShape) -> ModelShape:
+def model_shape(name: str, shape: DecoderShape) -> ModelShape:
     """Return the shape of a run's config; raises `ConfigError` if it leaves out the vocabulary."""
-    if isinstance(llama, ModelShape):
-        return llama
-    if llama.vocab_size is None:
+    if isinstance(shape, ModelShape):
+        return shape
+    if shape.vocab_size is None:
         raise ConfigError(f"model '{name}': vocab_size is missing; the memory of the embedding needs it")
-    return ModelShape(name=name, **dict(llama))
+    return ModelShape(name=name, **dict(shape))
 
 
 class FlopsPerToken(NamedTuple):

@@ -43,7 +43,7 @@ def main(
     scale: Annotated[str | None, typer.Option(help="the study at this scale of its file")] = None,
     check: Annotated[bool, typer.Option(help="check config and every byte of the data, then exit")] = False,
 ) -> None:
-    """Train a Llama with Megatron-Core, from scratch or from given weights."""
+    """Train a model with Megatron-Core, from scratch or from given weights."""
     speaks = True
     try:
         joined = process.join_launcher()

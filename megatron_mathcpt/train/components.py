@@ -30,7 +30,12 @@ from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.llama import Llama, build_model, fuse_weight_gradients, has_transformer_engine
+from megatron_mathcpt.model.language_model import (
+    LanguageModel,
+    build_model,
+    fuse_weight_gradients,
+    has_transformer_engine,
+)
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
@@ -128,7 +133,7 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
             logger.info("%s", found)
 
 
-def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> None:
+def load_initial_weights(model: list[LanguageModel], inputs: Inputs, layout: Layout) -> None:
     """Fill the unwrapped chunks from a checkpoint, Hugging Face weights, or (`init.scratch`) the seed."""
     init = inputs.config.init
     if inputs.checkpoint is not None:
@@ -144,7 +149,9 @@ def load_initial_weights(model: list[Llama], inputs: Inputs, layout: Layout) -> 
         fill(model, RandomWeights(inputs.shape, inputs.config.seed))
 
 
-def wrap_model(model: list[Llama], config: ExperimentConfig, layout: Layout) -> list[DistributedDataParallel]:
+def wrap_model(
+    model: list[LanguageModel], config: ExperimentConfig, layout: Layout
+) -> list[DistributedDataParallel]:
     """Wrap the chunks for data parallelism and set the hooks that the schedules call."""
     parallel = config.parallel
     same = {"grad_reduce_in_fp32", "overlap_grad_reduce", "overlap_param_gather", "use_distributed_optimizer"}
@@ -177,7 +184,7 @@ def one_or_all(per_chunk: list[T]) -> T | list[T]:
     return per_chunk if len(per_chunk) > 1 else per_chunk[0]
 
 
-def unwrap(model: list[DistributedDataParallel]) -> list[Llama]:
+def unwrap(model: list[DistributedDataParallel]) -> list[LanguageModel]:
     return [chunk.module for chunk in model]
 
 

@@ -17,7 +17,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
@@ -83,7 +83,7 @@ class Inputs:
         )
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> DecoderShape:
         """The model's shape, its vocabulary size resolved."""
         assert self.config.model is not None
         return self.config.model

@@ -20,7 +20,7 @@ from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
 from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.machine import load_hardware
-from megatron_mathcpt.planner.shapes import flops_per_token, from_llama
+from megatron_mathcpt.planner.shapes import flops_per_token, model_shape
 from megatron_mathcpt.train.datasets import SourceCounter, TrainDataset
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
@@ -68,7 +68,7 @@ class Metrics:
                     config=config.model_dump(mode="json"),
                 )
         assert config.model is not None
-        flops = flops_per_token(from_llama(config.name, config.model), config.train.seq_length).causal
+        flops = flops_per_token(model_shape(config.name, config.model), config.train.seq_length).causal
         self._teraflops_per_token = flops / 1e12 / dist.get_world_size()
         hardware = config.logging.hardware
         self._peak_tflops = None if hardware is None else load_hardware(hardware).bf16_tflops

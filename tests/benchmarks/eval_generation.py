@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.hf_config import hf_config
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.evaluation.decoder import Decoder, Limits, greedy, sampler
-from tests.support import llama_models
+from tests.support import small_models
 
 BILLION, TINY = "16,2048,32,8,8192,128256", "4,256,8,4,704,4096"
 LENGTH = 128  # of the longest prompt, and of what follows
@@ -54,7 +54,7 @@ class Report:
 class TransformersWeights:
     """Source of the weights of a transformers model."""
 
-    def __init__(self, model: Any, shape: LlamaShape) -> None:
+    def __init__(self, model: Any, shape: DecoderShape) -> None:
         self._state, self._shape = model.state_dict(), shape
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
@@ -65,7 +65,7 @@ class TransformersWeights:
         return pack(key, [self._state[name] for name in hf_sizes(self._shape, key, layer)], self._shape)
 
 
-def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, Any]:
+def build(shape: DecoderShape, layout: parallel.Layout, dtype: str) -> tuple[Any, Any]:
     """Our decoder and transformers' model, with the same random weights."""
     from megatron_mathcpt.model.settings import DTYPES
 
@@ -74,7 +74,7 @@ def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> tuple[Any, 
     with layout.device:
         # Not `.to(dtype)`, which would round the rotary frequencies too.
         reference = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
-    model = llama_models.build_megatron(
+    model = small_models.build_megatron(
         shape, layout, TransformersWeights(reference, shape), params_dtype=dtype
     )
     decoder = Decoder(model, shape, layout)
@@ -191,7 +191,7 @@ def main(
 ) -> None:
     """`--shape` is layers,hidden,heads,groups,ffn,words."""
     use_cpu()  # before the first import of Megatron-Core
-    report, layout = Report(out), parallel.start_alone(llama_models.ALONE)
+    report, layout = Report(out), parallel.start_alone(small_models.ALONE)
     small = build(shape_of(4, 256, 8, 2, 704, 1000, init_method_std=0.1), layout, "fp32")
     check_parity(report, *small, "eager")
     *_, words = numbers = [int(number) for number in shape.split(",")]

@@ -42,7 +42,7 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.machine import load_machine
 from megatron_mathcpt.planner.memory import GIB, check_memory, memory_per_stage
 from megatron_mathcpt.planner.planned_run import PlannedRun
-from megatron_mathcpt.planner.shapes import ModelShape, from_llama, load_shape
+from megatron_mathcpt.planner.shapes import ModelShape, load_shape, model_shape
 from megatron_mathcpt.planner.step_time import speed, step_time
 from tests.support.llama_shapes import tiny_shape
 
@@ -255,7 +255,7 @@ def measure(arguments: Namespace, row: str | None) -> dict[str, Any]:
     use_cpu()
     if arguments.row_seconds:  # a row that will be stopped shows where it was
         faulthandler.dump_traceback_later(max(arguments.row_seconds - 5, 1), exit=False)
-    shape = from_llama("tiny", TINY) if arguments.shape == "tiny" else load_shape(arguments.shape)
+    shape = model_shape("tiny", TINY) if arguments.shape == "tiny" else load_shape(arguments.shape)
     if arguments.layers:
         shape = shape.model_copy(update={"num_layers": arguments.layers})
     if row is None:

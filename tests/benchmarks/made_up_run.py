@@ -17,7 +17,7 @@ import torch
 from measuring import Cost, cost
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.formats.indexed_dataset import Lengths, write_index
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts
@@ -83,15 +83,15 @@ def write_corpus(folder: Path, pools: Iterable[tuple[str, Lengths]], *, drawn: b
 
 def shape_of(
     layers: int, hidden: int, heads: int, groups: int, ffn: int, vocabulary: int, **more: float
-) -> LlamaShape:
+) -> DecoderShape:
     sizes = {"num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     sizes |= {"num_query_groups": groups, "ffn_hidden_size": ffn, "vocab_size": vocabulary}
-    return LlamaShape.model_validate(sizes | more)
+    return DecoderShape.model_validate(sizes | more)
 
 
-def config_of(shape: LlamaShape, **sections: Any) -> ExperimentConfig:
+def config_of(shape: DecoderShape, **sections: Any) -> ExperimentConfig:
     """The config of a run of one process in fp32, with other fields of some sections."""
-    tree = BASE | {"model": shape.model_dump(include=set(LlamaShape.model_fields))}
+    tree = BASE | {"model": shape.model_dump(include=set(DecoderShape.model_fields))}
     tree |= {name: {**tree[name], **fields} for name, fields in sections.items()}
     return ExperimentConfig.model_validate_json(json.dumps(tree))
 
@@ -106,9 +106,9 @@ def check_rows(rows: Sequence[str]) -> None:
             sys.exit(f"error: --rows {row}: needs a GPU and Transformer Engine; the local layers ignore FP8")
 
 
-def experiment(arguments: Namespace, shape: LlamaShape, row: str, replicas: int) -> ExperimentConfig:
+def experiment(arguments: Namespace, shape: DecoderShape, row: str, replicas: int) -> ExperimentConfig:
     """The config of a row; `arguments` are sizes as gpu_training.py's options give them."""
-    from megatron_mathcpt.model.llama import has_transformer_engine
+    from megatron_mathcpt.model.language_model import has_transformer_engine
 
     precision, *changes = row.split(",")
     fused = has_transformer_engine() and "unfused" not in changes
@@ -145,7 +145,7 @@ def build(config: ExperimentConfig, layout: Any, folder: Path = Path()) -> Any:
     """The training state of `config`, weights drawn on the device, saves two checkpoints into `folder`."""
     from megatron_mathcpt.checkpoint.save import Saver
     from megatron_mathcpt.formats.run_folder import Retention
-    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.language_model import build_model
     from megatron_mathcpt.train.components import TrainState, build_optimizer, wrap_model
     from megatron_mathcpt.train.faults import StepGuard
     from megatron_mathcpt.train.inputs import Inputs

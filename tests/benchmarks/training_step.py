@@ -32,7 +32,7 @@ from measuring import by_turns, cost, in_ranks, print_table, resident
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import hf_config
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 
 LENGTH, LONG, BATCH = 512, 4096, 4
@@ -43,7 +43,7 @@ LAYOUTS = {"one process": (1, 1), "TP2": (2, 2), "DP2": (2, 1)}  # processes, te
 LAYOUT_SHAPE = shape_of(4, 512, 8, 4, 1408, VOCABULARY)
 
 
-def config_on(corpus: Path, shape: LlamaShape = SHAPE, tensor: int = 1, **train: int) -> ExperimentConfig:
+def config_on(corpus: Path, shape: DecoderShape = SHAPE, tensor: int = 1, **train: int) -> ExperimentConfig:
     sizes = {"seq_length": LENGTH, "micro_batch_size": BATCH, "global_batch_size": BATCH}
     return config_of(
         shape,

@@ -7,8 +7,8 @@ import pytest
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.formats import run_folder as folders
-from tests.support.llama_models import build_megatron
 from tests.support.llama_shapes import TINY_SHAPE
+from tests.support.small_models import build_megatron
 
 
 class SmallRun:

@@ -14,7 +14,7 @@ import torch
 from megatron_mathcpt.checkpoint.convert import export_to_hf, hf_fingerprint, import_from_hf, own_tokenizer
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.huggingface import pack
-from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import DecoderShape, RopeScaling
 from megatron_mathcpt.config.weight_map import QKV
 from megatron_mathcpt.data.tokenizer import train_tokenizer
 from megatron_mathcpt.errors import CheckpointError, ConfigError, ManifestError
@@ -41,7 +41,7 @@ MORE = SHAPES | {
 OURS = ("manifest.json", ".lock")  # of an exported folder
 
 
-def make_folder(folder: Path, shape: LlamaShape, dtype: torch.dtype = torch.float32) -> Path:
+def make_folder(folder: Path, shape: DecoderShape, dtype: torch.dtype = torch.float32) -> Path:
     source = SimpleNamespace(read=lambda *key: RandomWeights(shape, 5).read(*key).to(dtype))
     write_hf_folder(source, shape, folder, eos_id=2)
     train_tokenizer(iter(["already there, 已知"] * 9), 300, folder)
@@ -151,7 +151,7 @@ def test_a_hidden_folder_of_the_user_is_refused_and_a_leftover_replaced(tmp_path
 def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Query and key swapped on the way in: every size fits, only the logits differ."""
 
-    def swapped(key: str, parts: list[torch.Tensor], shape: LlamaShape) -> torch.Tensor:
+    def swapped(key: str, parts: list[torch.Tensor], shape: DecoderShape) -> torch.Tensor:
         return pack(key, [parts[1], parts[0], parts[2]] if key == QKV else parts, shape)
 
     source = make_folder(tmp_path / "hf", LLAMA2)

@@ -25,8 +25,8 @@ from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.formats.run_folder import chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import ids_of
 from tests.support.begun_corpora import BACK, corpus_of
-from tests.support.llama_models import write_random_llama
 from tests.support.model_hub import COMMIT, TOKEN, model_hub
+from tests.support.small_models import write_random_llama
 from tests.support.tokenizers import save_llama3
 from tests.support.training_runs import train
 

@@ -14,12 +14,12 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
 from megatron_mathcpt.config.experiment import ParallelSection
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import tensor_sizes
 from megatron_mathcpt.cpu import use_cpu
 from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
-from tests.support.llama_models import build_megatron
 from tests.support.llama_shapes import SHAPES, SMOLLM2
+from tests.support.small_models import build_megatron
 
 FAMILIES = product(FAMILY_SHAPES, (1, 2, 4), (1, 2))
 CASES = [*product(SHAPES, (1, 2, 4, 8), (1, 2, 4)), *product(["SmolLM2-135M"], [1], (1, 2, 4)), *FAMILIES]
@@ -30,7 +30,7 @@ QUICK += [(name, 4, 2) for name in ("qwen2", "qwen3", "smollm3", "olmo2")]
 class Assembled:
     """Whole tensors put together from all ranks' parameters; every element must come from some rank."""
 
-    def __init__(self, shape: LlamaShape) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         self._rows = {key: size[0] for key, size in tensor_sizes(shape).items()}
         self._stored: dict[str, torch.Tensor] = {}
 

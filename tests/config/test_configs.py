@@ -14,7 +14,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import Asked, load_study
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.study_file import StudyFile, load_study_file
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError
@@ -202,7 +202,7 @@ def test_shapes_are_those_of_the_released_weights(
     """As in the released config.json and the parameter counts on the models' pages."""
     found = FULL.runs[name].config.model
     assert found is not None
-    names = [name for name in LlamaShape.model_fields if name not in ("kv_channels", "rope_scaling")]
+    names = [name for name in DecoderShape.model_fields if name not in ("kv_channels", "rope_scaling")]
     assert (*(getattr(found, name) for name in names[: len(sizes)]),) == sizes
     assert found.num_parameters() == parameters
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.llama_models import write_byte_llama
+from tests.support.small_models import write_byte_llama
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.evaluation.backends import fingerprint, load, model_name, resolve
 from megatron_mathcpt.evaluation.megatron_lm import MegatronLM
 from megatron_mathcpt.evaluation.tasks import TASKS_FOLDER
-from tests.support.llama_models import write_trained_llama
 from tests.support.model_server import ModelServer, install_vllm
+from tests.support.small_models import write_trained_llama
 
 CONFIG = EvaluationConfig(tasks=("sums",), max_new_tokens=24, batch_size=4)
 BOS = "<|begin_of_text|>"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from tests.support.family_shapes import FAMILY_SHAPES
-from tests.support.llama_models import build_both
 from tests.support.llama_shapes import tiny_shape
+from tests.support.small_models import build_both
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron_mathcpt.evaluation import decoder as decoding  # noqa: E402
@@ -26,7 +26,7 @@ NEW = 40
 LIMITS = Limits(NEW, {-1}, lambda _: False)
 
 
-def _pair(layout: parallel.Layout, folder: Path, shape: LlamaShape) -> tuple[Any, Any]:
+def _pair(layout: parallel.Layout, folder: Path, shape: DecoderShape) -> tuple[Any, Any]:
     """The decoder, and transformers' model with the same weights."""
     model, reference = build_both(shape, layout, folder)
     return Decoder(model, shape, layout), reference
@@ -51,7 +51,7 @@ def _by_transformers(reference: Any, prompt: list[int]) -> list[int]:
     return list(found[0, len(prompt) :].tolist())
 
 
-def _longer(shape: LlamaShape) -> LlamaShape:
+def _longer(shape: DecoderShape) -> DecoderShape:
     """With contexts that no answer of a test leaves: there transformers exchanges `longrope`'s factors."""
     scaling, long = shape.rope_scaling, {"original_max_position_embeddings": 512}
     if scaling is not None and scaling.rope_type == "longrope":
@@ -64,7 +64,7 @@ ALL = {"grouped": GROUPED, "tied": TIED, **{name: _longer(one) for name, one in 
 
 
 @pytest.mark.parametrize("shape", ALL.values(), ids=ALL)
-def test_greedy_equals_transformers(layout: parallel.Layout, tmp_path: Path, shape: LlamaShape) -> None:
+def test_greedy_equals_transformers(layout: parallel.Layout, tmp_path: Path, shape: DecoderShape) -> None:
     decoder, reference = _pair(layout, tmp_path, shape)
     for prompts in (_prompts(6, 6, 6), UNEQUAL):
         found = decoder.generate(prompts, LIMITS, greedy)

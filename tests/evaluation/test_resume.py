@@ -18,7 +18,7 @@ from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.full_disk import small_files
 from tests.support.json_lines import write_json_lines
-from tests.support.llama_models import write_byte_llama
+from tests.support.small_models import write_byte_llama
 
 NAMES = ("results.json", "samples_sums.jsonl")
 

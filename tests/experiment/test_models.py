@@ -16,7 +16,7 @@ from megatron_mathcpt.config.hf_config import hf_config
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.shapes import load_shape
 from tests.support.json_lines import write_json_lines
-from tests.support.llama_models import write_byte_llama
+from tests.support.small_models import write_byte_llama
 from tests.support.stages import CONFIGS
 
 BASELINES = CONFIGS / "paper" / "baselines.yaml"

@@ -12,7 +12,7 @@ from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from tests.gpu.conftest import Figure, relative_error
 from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
-from tests.support.llama_models import build_megatron, write_random_llama
+from tests.support.small_models import build_megatron, write_random_llama
 
 LENGTH = 512
 

@@ -11,7 +11,7 @@ from megatron_mathcpt import parallel
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.errors import MathCptError
 from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
-from tests.support.llama_models import build_megatron
+from tests.support.small_models import build_megatron
 
 ANY: tuple[Any, ...] = (None, 0, 1, -1, 2.5, "x", True, [], {}, 10**30)
 SLIDING, FULL = "sliding_attention", "full_attention"

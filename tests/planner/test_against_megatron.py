@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.hf_config import hf_config
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.machine import load_hardware
 from megatron_mathcpt.planner.memory import saved_per_token
 from megatron_mathcpt.planner.planned_run import PlannedRun
-from megatron_mathcpt.planner.shapes import flops_per_token, from_llama, load_shape
+from megatron_mathcpt.planner.shapes import flops_per_token, load_shape, model_shape
 from megatron_mathcpt.planner.step_time import speed
-from tests.support import llama_models
+from tests.support import small_models
 from tests.support.family_shapes import FAMILY_SHAPES
 from tests.support.llama_shapes import tiny_shape
 from tests.support.planned_runs import SHAPE, SMALL, planned_8b
@@ -44,10 +44,10 @@ SHAPES |= {name: FAMILY_SHAPES[name].model_copy(update=WIDE) for name in ("qwen2
 SEQUENCES, LENGTH = 2, 96
 
 
-def build(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> Any:
+def build(shape: DecoderShape, layout: parallel.Layout, dtype: str) -> Any:
     from megatron_mathcpt.model.weights import RandomWeights
 
-    return llama_models.build_megatron(shape, layout, RandomWeights(shape, 1), params_dtype=dtype)
+    return small_models.build_megatron(shape, layout, RandomWeights(shape, 1), params_dtype=dtype)
 
 
 def loss_of(model: Any) -> torch.Tensor:
@@ -58,7 +58,7 @@ def loss_of(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_and_operations_equal_those_of_a_built_model(layout: parallel.Layout, name: str) -> None:
-    model, shape = build(SHAPES[name], layout, "fp32"), from_llama(name, SHAPES[name])
+    model, shape = build(SHAPES[name], layout, "fp32"), model_shape(name, SHAPES[name])
     assert shape.total == sum(weight.numel() for weight in model.parameters())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         loss_of(model).backward()
@@ -69,7 +69,7 @@ def test_parameters_and_operations_equal_those_of_a_built_model(layout: parallel
 
 def test_operations_of_a_window_are_those_of_its_keys() -> None:
     """Of 96 tokens one sees 1, 2, ... 9 keys, then 9 each: 9 - 81 / 192 on average, counted as 9 x 9 / 2."""
-    shape = from_llama("mistral", FAMILY_SHAPES["mistral"])
+    shape = model_shape("mistral", FAMILY_SHAPES["mistral"])
     found, whole = flops_per_token(shape, LENGTH)
     assert shape.attended(LENGTH) == pytest.approx((9 * 9 / 2 + 87 * 9) / 96)
     assert whole - found == pytest.approx(12 * 4 * 64 * (96 - (9 * 9 / 2 + 87 * 9) / 96))
@@ -81,14 +81,14 @@ def test_saved_bytes_of_a_layer_equal_what_hooks_see(layout: parallel.Layout, na
     assert predicted(SHAPES[name], dtype) == pytest.approx(measured(SHAPES[name], layout, dtype), rel=0.02)
 
 
-def predicted(shape: LlamaShape, dtype: str, **sizes: Any) -> float:
+def predicted(shape: DecoderShape, dtype: str, **sizes: Any) -> float:
     batch = {"seq_length": LENGTH, "global_batch_size": SEQUENCES, "mbs": SEQUENCES}
-    given = planned_8b(f"precision.params_dtype={dtype}", shape=from_llama("tiny", shape), **batch, **sizes)
+    given = planned_8b(f"precision.params_dtype={dtype}", shape=model_shape("tiny", shape), **batch, **sizes)
     run = PlannedRun(given.config, given.gpus, fused=False)
     return run.tokens * sum(saved_per_token(run, None).values())
 
 
-def measured(shape: LlamaShape, layout: parallel.Layout, dtype: str) -> int:
+def measured(shape: DecoderShape, layout: parallel.Layout, dtype: str) -> int:
     """Return the bytes that one more layer saves."""
     deeper = shape.model_copy(update={"num_layers": shape.num_layers + 1})
     return saved_bytes(build(deeper, layout, dtype)) - saved_bytes(build(shape, layout, dtype))

@@ -10,7 +10,7 @@ import pytest
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import load_study
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import load_shape
@@ -205,7 +205,7 @@ def test_the_study_keeps_under_ten_terabytes() -> None:
 
 def test_a_model_that_answers_has_its_weights_and_a_cache_by_hand() -> None:
     """OPT-13B's 800 KB a token are those of arXiv 2309.06180, section 3."""
-    opt = LlamaShape(num_layers=40, hidden_size=5120, ffn_hidden_size=20480, num_attention_heads=40)
+    opt = DecoderShape(num_layers=40, hidden_size=5120, ffn_hidden_size=20480, num_attention_heads=40)
     one = memory.PROMPT_TOKENS + 2048  # tokens of a sequence
     assert memory.answering_gib(0, opt, 1, 3, 2048) * memory.GIB == 3 * one * 819_200
     llama = load_shape("llama3-70b")

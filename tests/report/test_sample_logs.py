@@ -19,7 +19,7 @@ from megatron_mathcpt.evaluation.tasks import TASKS_FOLDER
 from megatron_mathcpt.formats.files import MAX_LINE_BYTES
 from megatron_mathcpt.report.comparison import HEADINGS, compare_outputs
 from tests.support.json_lines import write_json_lines
-from tests.support.llama_models import write_byte_llama
+from tests.support.small_models import write_byte_llama
 
 TASKS = ("mathcpt_gsm8k", "small_choice", "small_texts")
 CHOICE = """

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 
-from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import DecoderShape, RopeScaling
 from tests.support.llama_shapes import tiny_shape
 
 _SIZES = {"num_layers": 4, "num_query_groups": 4, "max_position_embeddings": 128}
@@ -19,7 +19,7 @@ _LONG = {
 }
 
 
-def _shape(family: str, scaling: dict[str, object] | None = None, **more: object) -> LlamaShape:
+def _shape(family: str, scaling: dict[str, object] | None = None, **more: object) -> DecoderShape:
     rope = None if scaling is None else RopeScaling.model_validate(scaling)
     return tiny_shape(family=family, rope_scaling=rope, **_SIZES, **more)
 
@@ -46,7 +46,7 @@ FAMILY_SHAPES = {
 class VariedWeights:
     """`WeightSource` of `RandomWeights`, but norms around 1 and biases around 0."""
 
-    def __init__(self, shape: LlamaShape, seed: int = 3) -> None:
+    def __init__(self, shape: DecoderShape, seed: int = 3) -> None:
         from megatron_mathcpt.model.weights import RandomWeights
 
         self._source, self._seed = RandomWeights(shape, seed), seed

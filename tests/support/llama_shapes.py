@@ -1,16 +1,16 @@
 """Shapes of small Llamas: the one that tests train, and the published models' proportions."""
 
-from megatron_mathcpt.config.shape import LlamaShape, RopeScaling
+from megatron_mathcpt.config.shape import DecoderShape, RopeScaling
 
 HEADS = {"num_attention_heads": 8, "num_query_groups": 4}
 # The vocabulary is padded to 384.
-TINY_SHAPE = LlamaShape(
+TINY_SHAPE = DecoderShape(
     num_layers=2, hidden_size=64, ffn_hidden_size=176, vocab_size=300, init_method_std=0.1, **HEADS
 )
 
 
-def tiny_shape(**fields: object) -> LlamaShape:
-    return LlamaShape.model_validate(TINY_SHAPE.model_dump() | fields)
+def tiny_shape(**fields: object) -> DecoderShape:
+    return DecoderShape.model_validate(TINY_SHAPE.model_dump() | fields)
 
 
 LLAMA2 = tiny_shape(num_layers=4, num_attention_heads=16, num_query_groups=None, vocab_size=320)

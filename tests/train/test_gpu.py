@@ -121,9 +121,9 @@ def test_documents_attend_within_themselves_as_on_the_cpu(train: Train, plain: l
     """Packed kernels and PyTorch's attention by document train the same; causal trains another."""
     packed = train("packed", data={"reset_attention_mask": True})
     assert packed != plain
-    from megatron_mathcpt.model import attention, llama
+    from megatron_mathcpt.model import attention, language_model
 
     with pytest.MonkeyPatch.context() as patch:  # the same fused layers around PyTorch's attention
-        patch.setattr(llama, "DocumentAttention", attention.SdpaAttention)
+        patch.setattr(language_model, "DocumentAttention", attention.SdpaAttention)
         dense = train("dense", data={"reset_attention_mask": True})
     assert packed == pytest.approx(dense, rel=2e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import tensor_keys
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
@@ -54,7 +54,7 @@ SLOW = [name for name in TWO_PROCESSES if name not in FAST]
 def tensors(out: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights and moments after `step`, whatever layout wrote them."""
     path = checkpoint_path(out, step)
-    shape = LlamaShape.model_validate(load_manifest(path, "checkpoint").config["model"])
+    shape = DecoderShape.model_validate(load_manifest(path, "checkpoint").config["model"])
     weights = CheckpointWeights(path, shape)
     return {
         f"{prefix}{key} {layer}": weights.read(prefix + key, layer)

@@ -19,7 +19,7 @@ from megatron_mathcpt.checkpoint.hf_weights import hf_weights
 from megatron_mathcpt.checkpoint.huggingface import load_reference
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError
@@ -30,8 +30,8 @@ from megatron_mathcpt.model.weights import with_mean_rows
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.checkpoint.test_layout_conversion import Assembled
 from tests.support.begun_corpora import BACK, BOS, corpus_of, weights_in
-from tests.support.llama_models import ALONE, build_megatron
 from tests.support.llama_shapes import TIED
+from tests.support.small_models import ALONE, build_megatron
 from tests.support.training_runs import ConfigOf, train, train_forked
 
 
@@ -92,7 +92,7 @@ def test_every_layout_has_the_new_rows(tmp_path: Path, tied: bool, tensor: int, 
     old = read_hf_shape(folder)
     assert old.vocab_size is not None
     rows = range(old.vocab_size, old.vocab_size + 3)
-    shape = LlamaShape.model_validate(old.model_dump() | {"vocab_size": rows.stop})
+    shape = DecoderShape.model_validate(old.model_dump() | {"vocab_size": rows.stop})
     sizes = ParallelSection(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     assembled = Assembled(shape)
     for rank in range(sizes.model_size):

@@ -21,7 +21,7 @@ from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.run_folder import RUN
 from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.support.llama_models import ALONE
+from tests.support.small_models import ALONE
 from tests.support.training_runs import ROOT, SHAPE, ConfigOf, run_command, train_command
 
 

@@ -23,7 +23,7 @@ from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
-from tests.support.llama_models import ALONE, build_megatron
+from tests.support.small_models import ALONE, build_megatron
 from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_pool
 from tests.support.training_outputs import losses_of
 from tests.support.training_runs import SHAPE, ConfigOf, train_forked

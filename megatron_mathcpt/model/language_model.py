@@ -1,4 +1,4 @@
-"""Build the GPTModel chunks of a Llama, with Transformer Engine's layer spec on a GPU, else the local one."""
+"""Build a family's GPTModel chunks, with Transformer Engine's layer spec on a GPU, else the local one."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
 from megatron_mathcpt.config.experiment import PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape, padded_vocab_size
+from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
 from megatron_mathcpt.model.family_layers import HeadsNorm, OutputNorm, RMSNorm, ScaledAttention, ScaledRotary
@@ -30,7 +30,7 @@ def has_transformer_engine() -> bool:
     return True
 
 
-class Llama(GPTModel):
+class LanguageModel(GPTModel):
     """GPTModel whose padded vocabulary rows get no probability, so that its loss is the unpadded model's."""
 
     valid_vocab_size: int
@@ -48,8 +48,8 @@ class Llama(GPTModel):
 
 
 def build_model(
-    shape: LlamaShape, layout: Layout, precision: PrecisionSection, *, document_attention: bool = False
-) -> list[Llama]:
+    shape: DecoderShape, layout: Layout, precision: PrecisionSection, *, document_attention: bool = False
+) -> list[LanguageModel]:
     """Build this process's chunks, one per virtual pipeline stage, with parameters still zero."""
     assert shape.vocab_size is not None
     config = transformer_config(shape, layout.sizes, precision, fused=has_transformer_engine())
@@ -57,7 +57,7 @@ def build_model(
     stages = range(virtual) if virtual else (None,)
     chunks = []
     for stage in stages:
-        chunk = Llama(
+        chunk = LanguageModel(
             config=config,
             transformer_layer_spec=_layer_spec(shape, config, layout, stage, documents=document_attention),
             vocab_size=padded_vocab_size(shape.vocab_size),
@@ -80,7 +80,7 @@ def build_model(
     return chunks
 
 
-def fuse_weight_gradients(chunk: Llama) -> None:
+def fuse_weight_gradients(chunk: LanguageModel) -> None:
     """Have Transformer Engine's layers add weight gradients to the data-parallel wrapper's buffers."""
     # Not by building the layers with `gradient_accumulation_fusion`: that demands apex, for the output layer
     # alone. It is set afterwards for Megatron-Core's graphs, which must know what a replay has added already.
@@ -93,7 +93,7 @@ def fuse_weight_gradients(chunk: Llama) -> None:
 
 
 def _layer_spec(
-    shape: LlamaShape, config: TransformerConfig, layout: Layout, stage: int | None, *, documents: bool
+    shape: DecoderShape, config: TransformerConfig, layout: Layout, stage: int | None, *, documents: bool
 ) -> ModuleSpec | TransformerBlockSubmodules:
     if has_transformer_engine():
         fused: ModuleSpec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
@@ -121,7 +121,7 @@ def _layer_spec(
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
-def _of_family(spec: ModuleSpec, shape: LlamaShape, config: TransformerConfig) -> ModuleSpec:
+def _of_family(spec: ModuleSpec, shape: DecoderShape, config: TransformerConfig) -> ModuleSpec:
     """`spec` with what Megatron-Core has no setting for."""
     family, layer, attention = shape.of_family, spec.submodules, spec.submodules.self_attention
     if shape.rope_scaling is not None:

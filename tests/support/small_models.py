@@ -5,17 +5,17 @@ from typing import Any
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
-from megatron_mathcpt.config.shape import LlamaShape
+from megatron_mathcpt.config.shape import DecoderShape
 from tests.support.family_shapes import VariedWeights
 
 ALONE = ParallelSection(tensor_model_parallel_size=1, pipeline_model_parallel_size=1)
 
 
 def build_megatron(
-    shape: LlamaShape, layout: parallel.Layout, source: Any, *, documents: bool = False, **precision: Any
+    shape: DecoderShape, layout: parallel.Layout, source: Any, *, documents: bool = False, **precision: Any
 ) -> Any:
     """Megatron-Core's model with the weights of `source`, in fp32 unless `precision` differs."""
-    from megatron_mathcpt.model.llama import build_model
+    from megatron_mathcpt.model.language_model import build_model
     from megatron_mathcpt.model.weights import fill
 
     section = PrecisionSection.model_validate({"params_dtype": "fp32"} | precision)
@@ -24,7 +24,7 @@ def build_megatron(
     return model
 
 
-def build_both(shape: LlamaShape, layout: parallel.Layout, folder: Path) -> tuple[Any, Any]:
+def build_both(shape: DecoderShape, layout: parallel.Layout, folder: Path) -> tuple[Any, Any]:
     """Megatron-Core's and transformers' model of the same random weights, which are written to `folder`."""
     from transformers import AutoModelForCausalLM
 

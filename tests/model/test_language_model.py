@@ -1,4 +1,4 @@
-"""Megatron-Core's Llama against transformers' on the same weights, in every variant of the shape."""
+"""Megatron-Core's model against transformers' on the same weights, of every family and variant."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.model.weights import RandomWeights
 from tests.support.family_shapes import FAMILY_SHAPES
-from tests.support.llama_models import build_both
 from tests.support.llama_shapes import TINY_SHAPE
+from tests.support.small_models import build_both
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {},
