@@ -116,8 +116,7 @@ def import_from_hf(
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.hf_weights import hf_weights
-    from megatron_mathcpt.checkpoint.huggingface import compare_logits, write_checkpoint_files
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     source = hf_weights(folder, new_rows)

@@ -4,12 +4,15 @@ Megatron-Core packs query, key and value by key-value head ([q heads of the grou
 after group), and gate above up. Only comparing logits needs a whole model in memory.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -18,6 +21,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
+from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
 from megatron_mathcpt.config.weight_map import (
     EMBEDDING,
@@ -25,6 +29,8 @@ from megatron_mathcpt.config.weight_map import (
     OUTPUT,
     QKV,
     QKV_BIAS,
+    check_weights,
+    hf_sizes,
     packed_sizes,
     tensor_keys,
     tensor_sizes,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
 # Both models compute in fp32 from the same weights, so only rounding differs: by 5e-7 for a small model.
 _LOGIT_TOLERANCE, _MORE_ERROR = 1e-4, 2
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _SAMPLES, _LENGTH = 2, 128
 _TEXT = (
     "A train covers 90 km in 1.5 hours. How fast is it? 90 / 1.5 = 60, so the answer is 60 km/h. "
@@ -60,6 +67,48 @@ def unpack(key: str, whole: torch.Tensor, shape: DecoderShape) -> list[torch.Ten
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
+
+
+class HuggingFaceWeights:
+    """`WeightSource` of the weight files of a folder that count, packed on demand, each in its own type.
+
+    Raises `CheckpointError` if they are not just the tensors of `shape` (formats/weight_files.py).
+    """
+
+    def __init__(self, folder: Path, shape: DecoderShape) -> None:
+        self._shape, self._stored = shape, check_weights(folder, shape)
+        if shape.share_embeddings_and_output_weights and _HEAD in self._stored:
+            # By their bits; transformers would keep both.
+            one, other = (self._tensor(name).contiguous().view(torch.uint8) for name in (_HEAD, _EMBEDDING))
+            if not torch.equal(one, other):
+                what = f"{_HEAD} differs from {_EMBEDDING}, which config.json ties"
+                remedy = "set tie_word_embeddings to false to keep both"
+                raise CheckpointError(f"{self._stored[_HEAD].file}: {what}; {remedy}")
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        names = hf_sizes(self._shape, key, layer)
+        return pack(key, [self._tensor(name) for name in names], self._shape)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        with _opened(self._stored[name].file) as file:
+            found: torch.Tensor = file.get_tensor(name)
+        return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of weights; `CheckpointError` if it is cut or its header is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
+
+
+def hf_weights(folder: Path, new_rows: range) -> tensors.WeightSource:
+    """The weights of a folder, with rows of tokens that its tokenizer lacks."""
+    source = HuggingFaceWeights(folder, read_hf_shape(folder))
+    return tensors.ExtendedWeights(source, new_rows) if new_rows else source
 
 
 def write_checkpoint_files(source: tensors.WeightSource, shape: DecoderShape, folder: Path) -> None:

@@ -22,7 +22,7 @@ from megatron_mathcpt.checkpoint.convert import (
     chosen_tokenizer,
     verify_exported,
 )
-from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.hf_config import read_hf_shape

@@ -17,7 +17,7 @@ from megatron.core.utils import get_model_config
 from torch.optim.optimizer import ParamsT
 
 from megatron_mathcpt.checkpoint.convert import checkpoint_shape
-from megatron_mathcpt.checkpoint.hf_weights import hf_weights
+from megatron_mathcpt.checkpoint.huggingface import hf_weights
 from megatron_mathcpt.checkpoint.load import (
     CheckpointWeights,
     load_state,

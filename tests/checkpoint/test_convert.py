@@ -155,7 +155,7 @@ def test_wrong_weights_are_caught_by_the_logits(tmp_path: Path, monkeypatch: pyt
         return pack(key, [parts[1], parts[0], parts[2]] if key == QKV else parts, shape)
 
     source = make_folder(tmp_path / "hf", LLAMA2)
-    monkeypatch.setattr("megatron_mathcpt.checkpoint.hf_weights.pack", swapped)
+    monkeypatch.setattr("megatron_mathcpt.checkpoint.huggingface.pack", swapped)
     with pytest.raises(CheckpointError, match=r"logits .* differ by"):
         import_from_hf(source, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()

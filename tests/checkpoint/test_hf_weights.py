@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_mathcpt.checkpoint.convert import hf_fingerprint, import_from_hf
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
-from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights, hf_weights
-from megatron_mathcpt.checkpoint.huggingface import unpack
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights, hf_weights, unpack
 from megatron_mathcpt.checkpoint.load import CheckpointWeights
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.weight_map import FINAL_NORM, OUTPUT, check_weights, hf_sizes, tensor_keys

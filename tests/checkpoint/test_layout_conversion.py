@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
-from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
+from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import tensor_sizes

@@ -31,7 +31,7 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def ours(folder: Path, layout: parallel.Layout, *, documents: bool = False, **precision: Any) -> Any:
-    from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 
     shape = read_hf_shape(folder)
     source = HuggingFaceWeights(folder, shape)

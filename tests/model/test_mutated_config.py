@@ -63,7 +63,7 @@ def test_a_changed_config_is_refused_or_followed_as_transformers_does(
     from transformers import AutoModelForCausalLM
 
     from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
-    from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 
     tokens = torch.randint(300, (2, 64), generator=torch.Generator().manual_seed(1))
     positions, followed, dice = torch.arange(64).expand(2, -1), 0, random.Random(4)

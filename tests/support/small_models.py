@@ -29,7 +29,7 @@ def build_both(shape: DecoderShape, layout: parallel.Layout, folder: Path) -> tu
     from transformers import AutoModelForCausalLM
 
     from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
-    from megatron_mathcpt.checkpoint.hf_weights import HuggingFaceWeights
+    from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 
     write_hf_folder(VariedWeights(shape), shape, folder, eos_id=None)
     model = build_megatron(shape, layout, HuggingFaceWeights(folder, shape))

@@ -15,8 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.convert import export_to_hf, import_from_hf
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
-from megatron_mathcpt.checkpoint.hf_weights import hf_weights
-from megatron_mathcpt.checkpoint.huggingface import load_reference
+from megatron_mathcpt.checkpoint.huggingface import hf_weights, load_reference
 from megatron_mathcpt.config.experiment import ParallelSection
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import DecoderShape
