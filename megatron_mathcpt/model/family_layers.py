@@ -87,7 +87,8 @@ class ScaledRotary(RotaryEmbedding):  # type: ignore[misc]
         return torch.cat([*self._angles([scaled.to(self._device), *self._plain], max_seq_len, offset)], -1)
 
     def _angles(self, tables: list[Tensor], length: int, offset: int) -> Iterator[Tensor]:
-        for self.inv_freq in tables:
+        for frequencies in tables:
+            self.inv_freq = frequencies  # by which Megatron-Core multiplies positions
             yield super().get_emb(length, offset)
 
 
