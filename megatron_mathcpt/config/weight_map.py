@@ -13,6 +13,8 @@ LAYERS = "decoder.layers."
 ATTENTION = f"{LAYERS}self_attention."
 QKV, QKV_BIAS = f"{ATTENTION}linear_qkv.weight", f"{ATTENTION}linear_qkv.bias"
 PROJECTION, FC2 = f"{ATTENTION}linear_proj.weight", f"{LAYERS}mlp.linear_fc2.weight"
+# Of queries and keys: Megatron-Core's are of a head, ours of all (model/family_layers.py).
+_NORMS = {"head": ("q_layernorm", "k_layernorm"), "all heads": ("query_norm", "key_norm"), None: ()}
 Sizes = dict[str, tuple[int, ...]]
 
 
@@ -43,10 +45,9 @@ def packed_sizes(shape: DecoderShape) -> dict[str, Sizes]:
     sizes[QKV] = {f"self_attn.{n}_proj.weight": (rows, hidden) for n, rows in qkv.items()}
     if of.add_qkv_bias:
         sizes[QKV_BIAS] = {f"self_attn.{n}_proj.bias": (rows,) for n, rows in qkv.items()}
-    if of.qk_norm is not None:
-        for n, rows in (("q", heads), ("k", groups)):
-            size = shape.head_size if of.qk_norm == "head" else rows
-            sizes[f"{ATTENTION}{n}_layernorm.weight"] = {f"self_attn.{n}_norm.weight": (size,)}
+    for name, n, rows in zip(_NORMS[of.qk_norm], "qk", (heads, groups), strict=False):
+        size = shape.head_size if of.qk_norm == "head" else rows
+        sizes[f"{ATTENTION}{name}.weight"] = {f"self_attn.{n}_norm.weight": (size,)}
     sizes[PROJECTION] = {"self_attn.o_proj.weight": (hidden, heads)}
     # The norm after attention is of its output in some families, of the MLP's input in others.
     norm = "self_attn_bda.norm.weight" if of.post_norms else "mlp.linear_fc1.layer_norm_weight"

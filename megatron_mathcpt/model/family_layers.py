@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
@@ -43,9 +44,9 @@ class OutputNorm(torch.nn.Module):
 class HeadsNorm(torch.nn.Module):
     """RMSNorm over the channels of all heads together, of which each tensor-parallel rank has its own."""
 
-    def __init__(self, config: TransformerConfig, heads: int, hidden_size: int, eps: float) -> None:
+    def __init__(self, config: TransformerConfig, heads: int) -> None:
         super().__init__()
-        self._width, self._eps = heads * hidden_size, eps
+        self._width, self._eps = heads * config.kv_channels, config.layernorm_epsilon
         own = self._width // config.tensor_model_parallel_size
         self.weight = torch.nn.Parameter(torch.zeros(own, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
@@ -106,10 +107,10 @@ def _frequencies(shape: DecoderShape, length: int) -> tuple[Tensor, float]:
     return found
 
 
-class ScaledAttention(SelfAttention):  # type: ignore[misc]
-    """Self-attention that takes its layer's table of `ScaledRotary`, and scales its queries.
+class FamilyAttention(SelfAttention):  # type: ignore[misc]
+    """Self-attention with norms over all heads, and with its layer's table of `ScaledRotary`.
 
-    transformers multiplies cosine and sine by a factor, so each product of a query and a key by its square.
+    transformers multiplies cosine and sine by a factor; here queries are, by its square.
     """
 
     def __init__(
@@ -123,20 +124,25 @@ class ScaledAttention(SelfAttention):  # type: ignore[misc]
         **more: object,
     ) -> None:
         super().__init__(config, submodules, layer_number, pg_collection=pg_collection, **more)
+        # Not Megatron-Core's `q_layernorm`, by whose name it sums gradients over tensor-parallel ranks.
+        all_heads = shape.of_family.qk_norm == "all heads"
+        self.query_norm = HeadsNorm(config, shape.num_attention_heads) if all_heads else IdentityOp()
+        self.key_norm = HeadsNorm(config, shape.query_groups) if all_heads else IdentityOp()
         windowed = shape.windowed_layers[layer_number - 1]
         self.rotary_table = int(windowed and not shape.of_family.scaled_in_windows)
         rotated = not (shape.no_rope_freq and shape.no_rope_freq[layer_number - 1])
-        _, factor = _frequencies(shape, 1)
-        self._scale = factor**2 if rotated and not self.rotary_table else 1.0
+        scaled = rotated and not self.rotary_table and shape.rope_scaling is not None
+        self._scale = _frequencies(shape, 1)[1] ** 2 if scaled else 1.0
 
     def forward(self, *states: Tensor, rotary_pos_emb: Tensor, **more: object) -> tuple[Tensor, ...]:
         """As Megatron-Core's."""
-        begin = self.rotary_table * self.config.kv_channels
-        own = rotary_pos_emb[..., begin : begin + self.config.kv_channels].contiguous()
-        found: tuple[Tensor, ...] = super().forward(*states, rotary_pos_emb=own, **more)
+        if rotary_pos_emb.shape[-1] > self.config.kv_channels:
+            rotary_pos_emb = rotary_pos_emb.chunk(2, -1)[self.rotary_table].contiguous()
+        found: tuple[Tensor, ...] = super().forward(*states, rotary_pos_emb=rotary_pos_emb, **more)
         return found
 
     def get_query_key_value_tensors(self, *states: Tensor, **more: object) -> tuple[Tensor, Tensor, Tensor]:
         """As Megatron-Core's, which rotates them afterwards."""
         query, key, value = super().get_query_key_value_tensors(*states, **more)
+        query, key = self.query_norm(query), self.key_norm(key)
         return query if self._scale == 1.0 else query * self._scale, key, value

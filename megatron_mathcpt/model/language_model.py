@@ -14,7 +14,7 @@ from megatron_mathcpt.config.experiment import PrecisionSection
 from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.model.attention import DocumentAttention, SdpaAttention
-from megatron_mathcpt.model.family_layers import HeadsNorm, OutputNorm, RMSNorm, ScaledAttention, ScaledRotary
+from megatron_mathcpt.model.family_layers import FamilyAttention, OutputNorm, RMSNorm, ScaledRotary
 from megatron_mathcpt.model.settings import transformer_config
 from megatron_mathcpt.parallel import Layout
 
@@ -124,13 +124,8 @@ def _layer_spec(
 def _of_family(spec: ModuleSpec, shape: DecoderShape, config: TransformerConfig) -> ModuleSpec:
     """`spec` with what Megatron-Core has no setting for."""
     family, layer, attention = shape.of_family, spec.submodules, spec.submodules.self_attention
-    if shape.rope_scaling is not None:
-        attention.module, attention.params = ScaledAttention, {**attention.params, "shape": shape}
-    if family.qk_norm == "all heads":
-        heads = {"q": shape.num_attention_heads, "k": shape.query_groups}
-        for name, count in heads.items():
-            norm = ModuleSpec(HeadsNorm, params={"heads": count})
-            setattr(attention.submodules, f"{name}_layernorm", norm)
+    if shape.rope_scaling is not None or family.qk_norm == "all heads":
+        attention.module, attention.params = FamilyAttention, {**attention.params, "shape": shape}
     if family.post_norms:
         layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
         layer.self_attn_bda = layer.mlp_bda = ModuleSpec(OutputNorm, params={"config": config})
