@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.checkpoint.model_card import CARD, write_card
 from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, TOKENIZERS, base_of, copy_side_files
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
+from megatron_mathcpt.config.phases import phase_at, phases_of
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.errors import CheckpointError, ManifestError, first_error
 from megatron_mathcpt.formats import evaluation_folder
@@ -60,7 +62,10 @@ def export_to_hf(
     for folder in scores:
         manifests.load_manifest(folder, evaluation_folder.KIND)
     inputs = {"checkpoint": manifest.fingerprint()}
-    config = {"model": manifest.config["model"]}
+    own = manifest.config["model"]
+    if manifest.config.get("phases"):  # of which the last ones may have another rotary base
+        own = checkpoint_shape(manifest).model_dump(mode="json")
+    config = {"model": own}
     if is_complete(out, "hf", inputs=inputs, config=config):
         write_card(out, checkpoint, scores)
         return _found(manifests.load_manifest(out, "hf"))
@@ -204,12 +209,19 @@ def _sample_hash(path: Path) -> str:
 
 
 def checkpoint_shape(manifest: Manifest) -> DecoderShape:
+    """The shape of a checkpoint's model: that of the phase that it was saved in."""
+    config = manifest.config
     try:
         # As JSON, whose lists are tuples here.
-        return DecoderShape.model_validate_json(json.dumps(manifest.config.get("model")))
+        shape = DecoderShape.model_validate_json(json.dumps(config.get("model")))
+        if not config.get("phases"):
+            return shape
+        run = ExperimentConfig.model_validate_json(json.dumps(config), extra="ignore")
     except ValidationError as error:
         wrong = ": ".join(filter(None, first_error(error)))
         raise CheckpointError(f"a checkpoint's manifest: config.model: {wrong}; use another") from error
+    phases = phases_of(run)
+    return phases[phase_at(phases, folders.checkpoint_counts(manifest).step)].config.model or shape
 
 
 def own_tokenizer(checkpoint: Path, manifest: Manifest) -> Path:

@@ -126,13 +126,19 @@ def _recipe(checkpoint: Manifest) -> dict[str, str]:
     batch, length = config["train"]["global_batch_size"], config["train"]["seq_length"]
     return {
         **{
-            name: ", ".join(f"{key} {value}" for key, value in config[name].items() if value)
-            for name in ("optimizer", "schedule", "precision", "parallel")
+            name: ", ".join(f"{key} {_given(value)}" for key, value in config[name].items() if value)
+            for name in ("optimizer", "schedule", "phases", "precision", "parallel")
+            if name in config
         },
         "batch": f"{batch * length:,} tokens: {batch:,} sequences of {length:,}",
         "versions": ", ".join(f"{name} {version}" for name, version in checkpoint.versions.items()),
         "commit": checkpoint.commit,
     }
+
+
+def _given(value: object) -> object:
+    """A setting, without what a phase does not change."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _scored(evaluation: Manifest, tasks: dict[str, TaskScore]) -> tuple[str, list[tuple[object, ...]]]:

@@ -228,7 +228,7 @@ def trace_step(
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.train.datasets import trace_step as find
+    from megatron_mathcpt.train.traced_step import trace_step as find
 
     seen = find(run, step)
     rows = [(str(one.sample), one.pool, str(one.document), one.record, repr(one.text)) for one in seen]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, ParallelSection
+from megatron_mathcpt.config.phases import phases_of, pool_tokens
 from megatron_mathcpt.errors import ConfigError
 
 
@@ -38,33 +39,40 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
 
     Raises `ConfigError` naming the field at fault; starts nothing.
     """
-    for field, found, divisor, what in divisions(config, world_size):
-        if found % divisor:
-            raise ConfigError(f"{field}: {found} is not divisible by {what} = {divisor}")
-    for conflicts in (_data_conflicts, _parallel_conflicts, _checkpoint_conflicts):
-        for message, wrong in conflicts(config).items():
-            if wrong:
-                raise ConfigError(message)
+    phases = phases_of(config) if config.phases else ()
+    for where, own in ("", config), *((f"phases.{phase.name}: ", phase.config) for phase in phases):
+        for field, found, divisor, what in divisions(own, world_size):
+            if found % divisor:
+                raise ConfigError(f"{where}{field}: {found} is not divisible by {what} = {divisor}")
+        for conflicts in (_data_conflicts, _parallel_conflicts, _checkpoint_conflicts):
+            for message, wrong in conflicts(own).items():
+                if wrong:
+                    raise ConfigError(f"{where}{message}")
+    sizes = {phase.config.train.micro_batch_size * phase.config.train.seq_length for phase in phases}
+    if len(sizes) > 1 and config.parallel.tp_comm_overlap:
+        raise ConfigError("parallel.tp_comm_overlap: has buffers of one size, but the phases have several")
 
 
-def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> None:
+def check_passes(
+    config: ExperimentConfig, available: Mapping[str, float], seen: Mapping[str, int] | None = None
+) -> None:
     """Raise `ConfigError` for a pool that the token budget repeats more often than `data.max_epochs`.
 
-    `available` are the training tokens of each pool; one that is not in it is not checked.
+    `available` are the training tokens of each pool; one that is not in it is not checked. `seen` are those
+    that earlier runs, whose reading this one continues, have taken.
     """
-    data, budget, epochs = config.data, config.train.train_tokens or 0, config.train.train_epochs
-    for pool, share in ({data.sft.name: 1.0} if data.sft else data.shares()).items():
-        tokens, cap = available.get(pool, math.inf), data.epoch_cap(pool)
+    data, epochs = config.data, config.train.train_epochs
+    for pool, taken in pool_tokens(config).items():
+        tokens, cap, before = available.get(pool, math.inf), data.epoch_cap(pool), (seen or {}).get(pool, 0)
         if epochs is not None and epochs > cap:
             asked = f"data.max_epochs: train.train_epochs asks for {epochs:g} passes over '{pool}'"
             raise ConfigError(f"{asked}, more than {cap:g}; lower train.train_epochs, or raise the cap")
-        if (passes := share * budget / tokens) > cap:
+        if (passes := (before + taken) / tokens) > cap:
             field = f"data.max_epochs{f'.{pool}' if isinstance(data.max_epochs, dict) else ''}"
-            found = f"{share * budget:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the"
+            found = f"{taken:,.0f} tokens of pool '{pool}'{f' after {before:,}' if before else ''}"
+            found += f" are {passes:.2f} passes over the {tokens:,.0f} that it has for training"
             remedy = "give the pool more text or a smaller share, lower train.train_tokens, or raise the cap"
-            raise ConfigError(
-                f"{field}: {found} {tokens:,.0f} that it has for training, more than {cap:g}; {remedy}"
-            )
+            raise ConfigError(f"{field}: {found}, more than {cap:g}; {remedy}")
 
 
 def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.shape import DecoderShape
@@ -28,6 +28,8 @@ class InitSection(Section):
     checkpoint: Path | None = None
     hf: Path | None = None
     load_optimizer: bool = False  # continue with the checkpoint's optimizer state instead of a fresh one
+    # Read on in each pool where the checkpoint's run stopped. Left out of manifests if not set.
+    continue_data: bool = Field(default=False, exclude_if=lambda given: not given)
     initial_loss: float | Literal["transformers"] | None = None
     initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     initial_loss_samples: int = Field(default=8, gt=0)
@@ -39,6 +41,8 @@ class InitSection(Section):
             raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
             raise ValueError("load_optimizer needs init.checkpoint")
+        if self.continue_data and self.checkpoint is None:
+            raise ValueError("continue_data needs init.checkpoint")
         if self.initial_loss is None and (self.initial_loss_band, self.initial_loss_samples) != (0.05, 8):
             raise ValueError("initial_loss_band, initial_loss_samples: have no effect without initial_loss")
 
@@ -70,12 +74,9 @@ class DataSection(Section):
             raise ValueError("set either corpus and blend, or sft")
         if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
             raise ValueError("corpus: names no folder, or one twice")
-        caps = self.max_epochs if isinstance(self.max_epochs, dict) else {"": self.max_epochs}
-        for pool, cap in caps.items():
-            if cap <= 0:
-                raise ValueError(f"max_epochs: {cap:g} passes; give a number above 0")
-            if pool and pool not in (self.blend or [self.sft and self.sft.name]):
-                raise ValueError(f"max_epochs.{pool} names no pool of the blend")
+        caps = self.max_epochs.values() if isinstance(self.max_epochs, dict) else [self.max_epochs]
+        if wrong := [cap for cap in caps if cap <= 0]:
+            raise ValueError(f"max_epochs: {wrong[0]:g} passes; give a number above 0")
 
     def shares(self) -> dict[str, float]:
         """Share of each pool in the token budget; they add up to 1."""
@@ -125,15 +126,21 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the run; fractions are of the run's samples (see train/step.py)."""
+    """Learning rate over the run, or from a phase on; fractions are of its tokens (see train/step.py)."""
 
     lr_decay_style: Literal["constant", "linear", "cosine", "wsd"]
     lr_warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     lr_wsd_decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    # Left out of manifests if it is that of older versions, whose runs resume.
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = Field(
+        default="linear", exclude_if=lambda style: bool(style == "linear")
+    )
 
     def check(self) -> None:
         if self.lr_decay_style == "wsd" and self.lr_warmup_fraction + self.lr_wsd_decay_fraction > 1:
             raise ValueError("lr_warmup_fraction + lr_wsd_decay_fraction must not exceed 1")
+        if self.lr_decay_style != "wsd" and self.lr_wsd_decay_style != "linear":
+            raise ValueError("lr_wsd_decay_style: has no effect without lr_decay_style wsd")
 
 
 # Whether recompute_method, recompute_num_layers and recompute_modules must be given; the error if not so.
@@ -289,6 +296,32 @@ class TrainSection(Section):
         return self.train_steps * self.global_batch_size
 
 
+class PhaseSection(Section):
+    """What is different from the first step on that starts at or after `from_tokens` of the run.
+
+    What is not given stays as in the phase before. A `schedule` is counted from here to the next phase that
+    has one, or to the end, and `lr` and `min_lr` are its ends. `rotary_base` is for longer sequences
+    (arXiv 2309.16039).
+    """
+
+    from_tokens: int = Field(ge=0)
+    blend: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    schedule: ScheduleSection | None = None
+    lr: float | None = Field(default=None, gt=0)
+    min_lr: float | None = Field(default=None, ge=0)
+    seq_length: int | None = Field(default=None, gt=0)
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    global_batch_size: int | None = Field(default=None, gt=0)
+    rotary_base: float | None = Field(default=None, gt=0)
+    max_position_embeddings: int | None = Field(default=None, gt=0)
+
+    def check(self) -> None:
+        if self.blend == {}:
+            raise ValueError("blend: names no pool; leave it out to keep that of the phase before")
+        if self.schedule is None and (self.lr, self.min_lr) != (None, None):
+            raise ValueError("lr, min_lr: are the ends of a schedule; give the phase its own")
+
+
 class ValidationSection(Section):
     """Loss on each named pool's validation split, every `interval` steps and at the end."""
 
@@ -353,8 +386,14 @@ class LoggingSection(Section):
     memory_snapshot_step: int | None = Field(default=None, gt=0)
 
 
+PhaseName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
 class ExperimentConfig(Section):
-    """One complete training run. `model` may be left out if the weights named in `init` have their shape."""
+    """One complete training run. `model` may be left out if the weights named in `init` have their shape.
+
+    With `phases` (config/phases.py) its sections are those of the first one, "main".
+    """
 
     name: str = Field(min_length=1)
     seed: int = Field(ge=0)
@@ -366,7 +405,26 @@ class ExperimentConfig(Section):
     parallel: ParallelSection
     precision: PrecisionSection
     train: TrainSection
+    phases: dict[PhaseName, PhaseSection] = Field(default_factory=dict, exclude_if=lambda phases: not phases)
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection
     faults: FaultsSection = FaultsSection()
     logging: LoggingSection = LoggingSection()
+
+    def check(self) -> None:
+        begins = [phase.from_tokens for phase in self.phases.values()]
+        if begins != sorted(set(begins)) or "main" in self.phases:
+            raise ValueError("phases: give them other names than main, in the order of their from_tokens")
+        if self.phases and self.data.sft is not None:
+            raise ValueError("phases: packed samples have none; leave them out, or data.sft")
+        if self.phases and begins[-1] >= (self.train.train_tokens or 0):
+            raise ValueError(f"phases: begin at {begins[-1]:,} tokens, after train.train_tokens")
+        caps = self.data.max_epochs if isinstance(self.data.max_epochs, dict) else {}
+        for pool in caps.keys() - {*self.pools, self.data.sft and self.data.sft.name}:
+            raise ValueError(f"data.max_epochs.{pool} names no pool of the blend")
+
+    @property
+    def pools(self) -> list[str]:
+        """All pools that the run reads, in the order of their first use."""
+        blends = (self.data.blend, *(phase.blend or {} for phase in self.phases.values()))
+        return list(dict.fromkeys(pool for blend in blends for pool in blend))

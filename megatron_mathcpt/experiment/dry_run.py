@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.phases import phases_of, pool_tokens, run_steps
 from megatron_mathcpt.config.resolved_study import Study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
@@ -35,7 +36,7 @@ MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fi
 
 @dataclass(frozen=True)
 class DryRun:
-    """One run: optimizer steps, training tokens, the planner's prediction for its layout.
+    """One run: optimizer steps, training tokens, the planner's prediction for its layout, over all phases.
 
     `pools` maps each pool to the tokens drawn from it, and to how many passes over its training split these
     are. `disk_bytes` is what its checkpoints take at most.
@@ -62,8 +63,8 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
             f"{config.name}: model: missing, as its starting weights decide it; give it to plan the run"
         )
     # The folder of packed samples of an SFT run is named after its pool.
-    shares = {config.data.sft.name: 1.0} if config.data.sft else config.data.shares()
-    available = _tokens_of(shares, config.data.corpora, expected)
+    pools = [config.data.sft.name] if config.data.sft else config.pools
+    available = _tokens_of(pools, config.data.corpora, expected)
     check_passes(config, available)
     if config.train.train_epochs is not None:
         seen = {
@@ -73,20 +74,22 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
     machine = load_machine(hardware)
-    check_memory(config, gpus, memory_gib=machine.hardware.memory_gib)
     check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
-    run = PlannedRun(config, gpus)
-    seconds = step_time(run, machine).total
-    steps = config.train.train_steps
-    tokens = steps * config.train.tokens_per_step
+    seconds = memory = 0.0
+    for phase in phases_of(config):
+        check_memory(phase.config, gpus, memory_gib=machine.hardware.memory_gib)
+        planned = PlannedRun(phase.config, gpus)
+        seconds += phase.config.train.train_steps * step_time(planned, machine).total
+        memory = max(memory, peak_memory(planned).gib)
+    steps = run_steps(config)
     return DryRun(
         steps=steps,
-        tokens=tokens,
-        pools={pool: (share * tokens, share * tokens / available[pool]) for pool, share in shares.items()},
-        layout=run.name,
-        memory_gib=peak_memory(run).gib,
-        step_seconds=seconds,
-        gpu_hours=steps * seconds * gpus / 3600,
+        tokens=phase.last_token,
+        pools={pool: (tokens, tokens / available[pool]) for pool, tokens in pool_tokens(config).items()},
+        layout=PlannedRun(config, gpus).name,
+        memory_gib=memory,
+        step_seconds=seconds / steps,
+        gpu_hours=seconds * gpus / 3600,
         disk_bytes=peak_checkpoint_bytes(config),
     )
 

@@ -164,7 +164,7 @@ def _check_pools(study: Study, name: str) -> None:
             f"tokenizer: {{path: {study.out / own[0] / 'tokenizer'}}} in corpus.{theirs}"
         )
     owners, where, packed = Counter(pools), ", ".join(shown), study.inside(data.sft)
-    named = {"data.blend": [*data.blend], "validation.sets": [*validation.sets]}
+    named = {"data.blend": study.runs[name].config.pools, "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
         if missing := [pool for pool in names if not owners[pool]]:
             known = f"there are: {', '.join(sorted(owners))}"

@@ -42,6 +42,16 @@ class SourceTokens(Row):
     asked: int  # in the run's budget
     seen: int  # trained on
     available: int = 0  # of which one pass consists; 0 in older folders
+    before: int = 0  # trained on by the runs that this one continues (init.continue_data)
+
+
+class PhaseCounts(Row):
+    """One phase of a run; losses are in nats per token, `loss` is the mean over its steps."""
+
+    steps: int
+    tokens_by_source: dict[str, int]
+    loss: Loss | None = None
+    final_validation: dict[str, Loss] | None = None
 
 
 class RunCounts(Row):
@@ -55,6 +65,7 @@ class RunCounts(Row):
     tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
     final_validation: dict[str, Loss] | None = None
     begin: str | None = None  # the token that begins every document, as text; "" for none, None in older ones
+    phases: dict[str, PhaseCounts] = Field(default_factory=dict)  # those begun, of a run that has several
 
 
 class CheckpointCounts(RunCounts):

@@ -4,6 +4,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel, gpt_layer_specs
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
@@ -73,11 +74,20 @@ def build_model(
             vp_stage=stage,
         )
         if shape.rope_scaling is not None:
-            device = chunk.rotary_pos_emb.inv_freq.device
-            chunk.rotary_pos_emb = ScaledRotary(shape, device, layout.groups)
+            set_rotary(chunk, shape, layout)
         chunk.valid_vocab_size = shape.vocab_size
         chunks.append(chunk.to(layout.device))
     return chunks
+
+
+def set_rotary(chunk: LanguageModel, shape: DecoderShape, layout: Layout) -> None:
+    """Give a chunk the rotary embedding of `shape`, which has no parameters."""
+    if shape.rope_scaling is not None:
+        device = chunk.rotary_pos_emb.inv_freq.device
+        chunk.rotary_pos_emb = ScaledRotary(shape, device, layout.groups)
+        return
+    base, group = shape.rotary_base, layout.groups.cp
+    chunk.rotary_pos_emb = RotaryEmbedding(shape.head_size, 1.0, rotary_base=base, cp_group=group)
 
 
 def fuse_weight_gradients(chunk: LanguageModel) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import run_steps
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.planner.planned_run import PlannedRun
@@ -180,7 +181,7 @@ def checkpoint_bytes(config: ExperimentConfig) -> tuple[int, int]:
 
 def kept_bytes(config: ExperimentConfig) -> int:
     whole, weights = checkpoint_bytes(config)
-    settings, steps = config.checkpoint, config.train.train_steps
+    settings, steps = config.checkpoint, run_steps(config)
     saves = [*range(settings.interval, steps, settings.interval), steps]
     newest, older = saves[-settings.keep :], saves[: -settings.keep]
     kept = sum(step % settings.keep_every == 0 for step in older) if settings.keep_every else 0
@@ -192,7 +193,7 @@ def kept_bytes(config: ExperimentConfig) -> int:
 def peak_checkpoint_bytes(config: ExperimentConfig) -> int:
     whole, _ = checkpoint_bytes(config)
     # An old checkpoint is deleted only after the next one is complete.
-    deletes = config.train.train_steps > config.checkpoint.keep * config.checkpoint.interval
+    deletes = run_steps(config) > config.checkpoint.keep * config.checkpoint.interval
     return kept_bytes(config) + deletes * whole
 
 

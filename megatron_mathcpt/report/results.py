@@ -77,7 +77,6 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
 
 def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, JsonValue]:
     counts = RunCounts.model_validate(run.manifest.counts) if run.manifest else None
-    validation = counts.final_validation or {} if counts else {}
     sources = counts.tokens_by_source if counts else {}
     hf = run.folder / "hf"  # a results folder may have been copied without the models
     converted = manifests.get(f"{run.name}/hf")
@@ -103,9 +102,17 @@ def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> d
         "prompts_begin": run.prompts_begin,
         "parameters": read_hf_shape(hf).num_parameters() if (hf / "config.json").is_file() else None,
         "tokens_by_source": {pool: part.model_dump() for pool, part in sources.items()},
-        "final_validation": {pool: _number(loss) for pool, loss in validation.items()},
+        "phases": {
+            name: part.model_dump() | {"final_validation": _losses(part.final_validation)}
+            for name, part in (counts.phases if counts else {}).items()
+        },
+        "final_validation": _losses(counts.final_validation if counts else None),
         "max_abs_logit_difference": converted and converted.counts.get("max_abs_logit_difference"),
     } | _curves(run.metrics)
+
+
+def _losses(found: dict[str, float] | None) -> dict[str, JsonValue]:
+    return {pool: _number(loss) for pool, loss in (found or {}).items()}
 
 
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:

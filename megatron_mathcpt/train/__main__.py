@@ -106,7 +106,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
     from megatron_mathcpt.model.settings import user_buffers
     from megatron_mathcpt.train.components import build, check_machine
     from megatron_mathcpt.train.loop import check_initial_loss, progress, train
-    from megatron_mathcpt.train.metrics import Metrics, last_validation
+    from megatron_mathcpt.train.metrics import Metrics, with_losses
 
     config, stop = inputs.config, process.StopFlag()
     timeout = config.faults.hang_timeout_seconds
@@ -128,13 +128,13 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
             heartbeat()
             check_initial_loss(state, heartbeat)
             heartbeat()
-            metrics = layout.agree(lambda: Metrics(config, layout, out, state.step, state.dataset), out)
+            metrics = layout.agree(lambda: Metrics(config, layout, out, state.step, state.datasets), out)
             with state.saver:
                 finished = train(state, metrics, stop, heartbeat)
         metrics.close()
         # Last: a run folder with a manifest is a finished run, which is never started again.
         if finished and layout.is_writer:
-            counts = progress(state).model_copy(update={"final_validation": last_validation(out)})
+            counts = with_losses(progress(state), out)
             tree = config.model_dump(mode="json")
             write_manifest(out, RUN, inputs=inputs.fingerprints, counts=counts, config=tree)
         return finished

@@ -1,5 +1,6 @@
 """The parts of a run, one visible call each: model, weights, optimizer, dataset, validation sets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from megatron_mathcpt.checkpoint.load import (
 )
 from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import Phase, phase_at, phases_of
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import run_folder as folders
@@ -35,12 +37,14 @@ from megatron_mathcpt.model.language_model import (
     build_model,
     fuse_weight_gradients,
     has_transformer_engine,
+    set_rotary,
 )
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
-from megatron_mathcpt.train.datasets import TrainDataset, ValidationSet, build_train_dataset
+from megatron_mathcpt.train.blends import TrainDataset, build_train_datasets
+from megatron_mathcpt.train.datasets import ValidationSet
 from megatron_mathcpt.train.faults import GuardState, StepGuard
 from megatron_mathcpt.train.inputs import Inputs, check_resumable
 from megatron_mathcpt.train.process import start_evaluation
@@ -51,35 +55,49 @@ T = TypeVar("T")
 
 @dataclass
 class TrainState:
-    """Everything the loop works on; the loop itself assigns only `step` and `losses`."""
+    """Everything the loop works on; it assigns `step` and `losses`, and `enter_phase` the other two."""
 
     inputs: Inputs
     layout: Layout
     run_folder: Path
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    dataset: TrainDataset
+    phases: Sequence[Phase]
+    datasets: Sequence[TrainDataset]  # of each phase
     validation: dict[str, ValidationSet]
     guard: StepGuard
     saver: Saver
     losses: dict[str, float] = field(default_factory=dict)  # of the newest validation, this step's or older
     step: int = 0
+    number: int = 0  # of the phase that the model is in
+
+    @property
+    def phase(self) -> Phase:
+        return self.phases[self.number]
 
     @property
     def config(self) -> ExperimentConfig:
-        return self.inputs.config
+        """The config of the phase."""
+        return self.phase.config
+
+    @property
+    def dataset(self) -> TrainDataset:
+        return self.datasets[self.number]
+
+    @property
+    def last_step(self) -> int:
+        return self.phases[-1].last_step
 
     @property
     def consumed_samples(self) -> int:
-        """Samples used so far; the position in the data is computed from it, not stored."""
-        return self.step * self.config.train.global_batch_size
+        """Samples of the phase used so far; the position in the data is computed from it, not stored."""
+        return self.phase.samples(self.step) - self.phase.first_sample
 
 
 def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     """Build all parts; weights come from the run's own newest checkpoint, else from where `init` says."""
     config, init, saving = inputs.config, inputs.config.init, inputs.config.checkpoint
-    dataset = build_train_dataset(inputs, run_folder)
-    validation = {pool: ValidationSet(config, pool) for pool in config.validation.sets}
+    phases, datasets = phases_of(config), build_train_datasets(inputs, run_folder)
     counts = folders.CheckpointCounts(step=0)
     if (resumed := newest_verified(run_folder, layout)) is not None:
         check_resumable(inputs, resumed)
@@ -87,7 +105,10 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     if layout.is_writer:
         folders.drop_rows_after(run_folder / folders.METRICS, counts.step, counts.metrics)
     masked = config.data.document_attention
-    chunks = build_model(inputs.shape, layout, config.precision, document_attention=masked)
+    number = phase_at(phases, counts.step)
+    own = phases[number].config
+    assert own.model is not None
+    chunks = build_model(own.model, layout, config.precision, document_attention=masked)
     if resumed is None:  # before the wrapper and the optimizer, which copy the weights
         load_initial_weights(chunks, inputs, layout)
     model = wrap_model(chunks, config, layout)
@@ -108,11 +129,32 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         size = f"{inputs.shape.num_parameters():,}"
         logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
         documents = f"documents begin with {inputs.begin or 'no token'}"
-        for line in (inputs.mixture, documents, *inputs.notes):
+        for line in (*inputs.mixtures, documents, *inputs.notes):
             logger.info("%s: %s", config.name, line)
-    return TrainState(
-        inputs, layout, run_folder, model, optimizer, dataset, validation, guard, saver, step=counts.step
+    state = TrainState(
+        inputs, layout, run_folder, model, optimizer, phases, datasets, _validation(own), guard, saver
     )
+    state.step, state.number = counts.step, number
+    return state
+
+
+def _validation(config: ExperimentConfig) -> dict[str, ValidationSet]:
+    return {pool: ValidationSet(config, pool) for pool in config.validation.sets}
+
+
+def enter_phase(state: TrainState) -> bool:
+    """Go on to the next phase if the current one is complete; whether that was so."""
+    if state.step < state.phase.last_step or state.phase is state.phases[-1]:
+        return False
+    before, state.number = state.config.model, state.number + 1
+    state.validation = _validation(state.config)
+    assert state.config.model is not None
+    if state.config.model != before:
+        for chunk in unwrap(state.model):
+            set_rotary(chunk, state.config.model, state.layout)
+    if state.layout.is_writer:
+        logger.info("%s: phase %s begins after step %d", state.config.name, state.phase.name, state.step)
+    return True
 
 
 def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) -> None:
@@ -128,9 +170,11 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
         folders.check_space(run_folder, peak_checkpoint_bytes(config))
     if layout.device.type == "cuda":
         total = torch.cuda.get_device_properties(layout.device).total_memory / 2**30
-        found = check_memory(config, torch.distributed.get_world_size(), memory_gib=total, fused=fused)
-        if layout.is_writer:
-            logger.info("%s", found)
+        for phase in phases_of(config):
+            size = torch.distributed.get_world_size()
+            found = check_memory(phase.config, size, memory_gib=total, fused=fused)
+            if layout.is_writer:
+                logger.info("%s", found)
 
 
 def load_initial_weights(model: list[LanguageModel], inputs: Inputs, layout: Layout) -> None:

@@ -1,38 +1,26 @@
-"""Samples: Megatron-Core's GPTDataset and BlendedDataset, packed SFT, and validation sets read in order.
+"""Samples: packed SFT, validation sets read in order, and microbatches of any dataset.
 
-A batch is computed from `consumed_samples`, so there is no iterator position to save or restore. `trace_step`
-is the inverse: from a step of a run to the documents it saw.
+A batch is computed from the step (config/phases.py), so there is no iterator position to save or restore.
 """
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from megatron.core.datasets import helpers
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.errors import ConfigError, DataError, ManifestError
-from megatron_mathcpt.formats.corpus_folder import SFT_KIND, SPLITS, TRAIN, Selection, open_corpus, sft_counts
-from megatron_mathcpt.formats.files import hash_json, read_rows
-from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, verify_part, write_manifest
-from megatron_mathcpt.formats.run_folder import INDEX_CACHE
+from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.corpus_folder import SFT_KIND, sft_counts
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import Documents, context_positions, pack_documents
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.records import JsonObject
-from megatron_mathcpt.train.inputs import Inputs, recorded_config, resolve_inputs
 
 INDEX = "sample index"  # kind of the folder of a blend's index
 _SHOWN_CHARACTERS = 60
@@ -93,7 +81,7 @@ class SftDataset(Dataset[Sample]):
     def __init__(self, folder: Path, samples: int, seed: int) -> None:
         self._length = sft_counts(load_manifest(folder, SFT_KIND)).seq_length
         arrays = (folder / f"{name}.npy" for name in ("tokens", "trained", "lengths", "samples"))
-        self._tokens, self._trained, self._lengths, self._samples = map(_open_array, arrays)
+        self._tokens, self._trained, self._lengths, self._samples = map(open_array, arrays)
         self._seed = seed
         self._order = (-1, np.empty(0, dtype=np.int64))  # an epoch and its order
         self.dataset_index = np.zeros(samples, dtype=np.int16)  # of its only pool, as in a blend
@@ -128,7 +116,7 @@ class SftDataset(Dataset[Sample]):
         return sample | {"loss_mask": mask, "position_ids": torch.arange(self._length)}
 
 
-def _open_array(path: Path) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
     """Map a `.npy` of numbers; `DataError` for anything else, such as objects, which are pickles."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -139,134 +127,16 @@ def _open_array(path: Path) -> np.ndarray:
     return found
 
 
-class AnnotatedBlend(Dataset[Sample]):
-    """A blend that adds each sample's pool, if `sources`, and each token's document, if `eos_id` is given."""
-
-    def __init__(self, blend: BlendedDataset, *, sources: bool, eos_id: int | None) -> None:
-        self._blend, self._sources, self._eos_id = blend, sources, eos_id
-        self.dataset_index = blend.dataset_index
-        self.dataset_sample_index = blend.dataset_sample_index
-
-    def __len__(self) -> int:
-        return len(self._blend)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = dict(self._blend[index])
-        if self._sources:
-            sample["sources"] = torch.full_like(sample["tokens"], int(self.dataset_index[index]))
-        if self._eos_id is not None:
-            ends = sample["tokens"] == self._eos_id  # each belongs to the document it ends
-            sample["documents"] = ends.cumsum(0) - ends.long()
-        return sample
-
-
-TrainDataset = SftDataset | AnnotatedBlend
-
-
-def build_train_dataset(inputs: Inputs, run_folder: Path) -> TrainDataset:
-    """Open the packed SFT samples, or the blend, whose index rank 0 builds once and renames into place."""
-    config = inputs.config
-    if config.data.sft is not None:
-        return SftDataset(config.data.sft, config.train.train_samples, config.seed)
-    cache = index_cache(inputs, run_folder)
-    if dist.get_rank() == 0 and (problem := problem_of_cache(cache)):
-        if cache.exists():
-            logger.warning("%s; building it again", problem)
-        shutil.rmtree(cache.parent, ignore_errors=True)  # of another budget, damaged, or cut short by a kill
-        building = cache.with_suffix(".building")
-        try:
-            build_blend(inputs, building)
-        except OSError as error:  # Megatron-Core and numpy write its files
-            why = f"{error.filename or building}: {error.strerror or error}"
-            raise DataError(f"{why}; make room and run again") from error
-        write_manifest(building, INDEX, inputs=inputs.fingerprints, counts={}, config={})
-        building.rename(cache)
-    dist.barrier()
-    eos_id = inputs.eos_id if config.data.reset_attention_mask else None
-    return AnnotatedBlend(build_blend(inputs, cache), sources=config.logging.loss_by_source, eos_id=eos_id)
-
-
-def index_cache(inputs: Inputs, run_folder: Path) -> Path:
-    """Folder of the blend's index, named by the hash of what determines it."""
-    config = inputs.config
-    budget = [config.train.train_samples, config.train.seq_length, config.seed]
-    # Megatron-Core's names of the files in it depend on the corpus's path.
-    prints = [found for name, found in inputs.fingerprints.items() if name.startswith("corpus")]
-    data = [*prints, *map(str, config.data.corpora), config.data.blend]
-    return run_folder / INDEX_CACHE / hash_json([*data, *budget])[:16]
-
-
-def problem_of_cache(cache: Path) -> str:
-    """Why the index in `cache` must not be read, or an empty string; Megatron-Core would run its pickles."""
-    try:
-        manifest = load_manifest(cache, INDEX)
-        verify_hashes(cache, manifest)
-        for path in cache.glob("*.npy"):
-            if path.name not in manifest.outputs:
-                return f"{path}: not in the manifest"
-            _open_array(path)
-    except (ManifestError, DataError) as error:
-        return str(error)
-    return ""
-
-
-def build_blend(inputs: Inputs, cache: Path) -> BlendedDataset:
-    """Build Megatron-Core's blend of the pools, its index read from `cache` or written there."""
-    config = inputs.config
-    total, shares = config.train.train_samples, config.data.shares()
-    weights = list(shares.values())
-    prefixes = [dataset_prefix(config, pool, "train") for pool in shares]
-    # All that GPTDataset needs of a tokenizer; no token is padding, so none is masked by its id.
-    identifiers = {"eod": inputs.eos_id}
-    tokenizer = SimpleNamespace(pad=-1, vocab_size=None, eod=inputs.eos_id, unique_identifiers=identifiers)
-    no = ("reset_position_ids", "reset_attention_mask", "eod_mask_loss", "create_attention_mask")
-    settings = GPTDatasetConfig(
-        random_seed=config.seed,
-        sequence_length=config.train.seq_length,
-        path_to_cache=str(cache),
-        blend=(prefixes, weights),
-        split="1,0,0",
-        tokenizer=tokenizer,
-        **dict.fromkeys(no, False),
-    )
-    # Samples of each pool by Megatron-Core's blend itself: counts from the shares alone can leave a pool a
-    # sample short, which is an index error late in the run (Megatron-LM, issue 705).
-    pool_of, sample_of = np.zeros(total, dtype=np.int16), np.zeros(total, dtype=np.int64)
-    helpers.build_blending_indices(pool_of, sample_of, weights, len(weights), total, False)
-    datasets = []
-    for prefix, count in zip(prefixes, np.bincount(pool_of, minlength=len(weights)).tolist(), strict=True):
-        indexed = IndexedDataset(prefix, mmap=True)
-        documents = np.arange(len(indexed.sequence_lengths), dtype=np.int32)
-        datasets.append(GPTDataset(indexed, prefix, documents, count, Split.train, settings))
-    return BlendedDataset(datasets, weights, total, settings)
-
-
 def dataset_prefix(config: ExperimentConfig, pool: str, split: str) -> str:
-    folder = _corpus_of(config, pool)
+    folder = corpus_of(config, pool)
     return str(folder / "datasets" / pool / split)
 
 
-def _corpus_of(config: ExperimentConfig, pool: str) -> Path:
+def corpus_of(config: ExperimentConfig, pool: str) -> Path:
     """The one of the run's corpora that has this pool (`resolve_inputs` has checked that it is one)."""
     first, *others = config.data.corpora
     having = (folder for folder in others if pool in load_manifest(folder, "corpus").counts["pools"])
     return next(having, first)
-
-
-class SourceCounter:
-    """Counts the tokens of each pool, or of "sft", up to a step, from where it was last called."""
-
-    def __init__(self, dataset: TrainDataset, config: ExperimentConfig) -> None:
-        self._pool_of, self._train = dataset.dataset_index, config.train
-        self._pools = list(config.data.blend) or ["sft"]
-        self._samples, self._counts = 0, np.zeros(len(self._pools), dtype=np.int64)
-
-    def up_to(self, step: int) -> dict[str, int]:
-        """Tokens seen by the end of `step`; no step may be before the last one given."""
-        seen = step * self._train.global_batch_size
-        self._counts += np.bincount(self._pool_of[self._samples : seen], minlength=len(self._pools))
-        self._samples = seen
-        return dict(zip(self._pools, (self._counts * self._train.seq_length).tolist(), strict=True))
 
 
 def microbatches(
@@ -316,47 +186,3 @@ class ValidationSet:
         mask = (positions < len(text) - 1).float()
         text = torch.nn.functional.pad(text, (0, length + 1 - len(text)))
         return {"tokens": text[:-1], "labels": text[1:], "loss_mask": mask, "position_ids": positions}
-
-
-@dataclass(frozen=True)
-class TracedDocument:
-    sample: int
-    pool: str
-    document: int
-    record: str
-    text: str
-
-
-def trace_step(run_folder: Path, step: int) -> list[TracedDocument]:
-    """Find every document that `step` (from 1) trained on, in order; `ConfigError` if there is none."""
-    config = recorded_config(run_folder)
-    if not 1 <= step <= config.train.train_steps:
-        raise ConfigError(f"step {step}: {run_folder} has steps 1 to {config.train.train_steps}")
-    for folder in filter(None, (*config.data.corpora, config.data.sft)):
-        verify_part(folder, load_manifest(folder, None))
-    size = config.train.global_batch_size
-    samples = range((step - 1) * size, step * size)
-    if config.data.sft is not None:
-        dataset = SftDataset(config.data.sft, config.train.train_samples, config.seed)
-        ids = read_rows(config.data.sft / "records.jsonl", list[str])  # of each row's records
-        rows = [(sample, dataset.row(sample)) for sample in samples]
-        return [TracedDocument(sample, "sft", row, record, "") for sample, row in rows for record in ids[row]]
-    inputs = resolve_inputs(config)
-    cache = index_cache(inputs, run_folder)
-    if problem := problem_of_cache(cache):
-        remedy = "start the run to build it (if it is finished, after removing its manifest.json)"
-        raise DataError(f"{problem}: the run's sample index is missing or damaged; {remedy}")
-    blend, pools = build_blend(inputs, cache), list(config.data.blend)
-    seen: list[tuple[int, str, int]] = []
-    for sample in samples:
-        pool, place = int(blend.dataset_index[sample]), int(blend.dataset_sample_index[sample])
-        # Only this private method knows the documents of a sample; in 0.19 it returns a third item.
-        documents = blend.datasets[pool]._query_document_sample_shuffle_indices(place)[1]
-        seen += [(sample, pools[pool], int(document)) for document in documents]
-    records: dict[tuple[str, int], JsonObject] = {}
-    for name in {name for _, name, _ in seen}:
-        numbers = [document for _, owner, document in seen if owner == name]
-        kept = open_corpus(_corpus_of(config, name)).choose(Selection(name, split=SPLITS[TRAIN]), numbers)
-        records |= {(name, one.index): one.row for one in kept}
-    found = [(at, records[at[1:]]) for at in seen]
-    return [TracedDocument(*at, record=row["id"], text=row["text"][:_SHOWN_CHARACTERS]) for at, row in found]

@@ -17,6 +17,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.phases import phases_of
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
@@ -55,6 +56,7 @@ class Inputs:
     begin: str = ""  # the token that begins every document, as text
     new_rows: range = range(0)  # of tokens that the starting weights lack
     notes: tuple[str, ...] = ()  # for the log: what of the data's tokenizer is not the weights'
+    seen: Mapping[str, int] = field(default_factory=dict)  # tokens of each pool, by the runs it continues
 
     @property
     def eos_id(self) -> int:
@@ -73,14 +75,20 @@ class Inputs:
         }
 
     @property
-    def mixture(self) -> str:
-        """Share, tokens and passes of each pool, for the log."""
-        budget, shares = self.config.train.train_tokens or 0, self.config.data.shares() or {"sft": 1.0}
-        parts = ((pool, share, share * budget) for pool, share in shares.items() if pool in self.available)
-        return ", ".join(
-            f"{pool} {share:.1%}, {tokens:,.0f} tokens ({tokens / self.available[pool]:.2f} passes)"
-            for pool, share, tokens in parts
-        )
+    def mixtures(self) -> list[str]:
+        """Share, tokens and passes of each pool in each phase, for the log."""
+        lines = []
+        for phase in phases_of(self.config):
+            shares, budget = phase.config.data.shares() or {"sft": 1.0}, phase.config.train.train_tokens or 0
+            parts = (
+                f"{pool} {share:.1%}, {share * budget:,.0f} tokens "
+                f"({share * budget / self.available[pool]:.2f} passes)"
+                for pool, share in shares.items()
+                if pool in self.available
+            )
+            name = f"{phase.name}, steps {phase.first_step + 1} to {phase.last_step}: "
+            lines.append(f"{name if self.config.phases else ''}{', '.join(parts)}")
+        return lines
 
     @property
     def shape(self) -> DecoderShape:
@@ -93,6 +101,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     """Check data and starting weights and resolve the config fields that they determine."""
     config, fingerprints, tokenizer, available = _resolve_data(config)
     checkpoint, shape, recorded, base, ends = None, config.model, None, None, tokenizer.ends
+    seen: dict[str, int] = {}
     weights = hf = local_folder(config.init.hf) if config.init.hf else None
     if config.init.checkpoint is not None:
         checkpoint = folders.chosen_checkpoint(config.init.checkpoint)
@@ -101,6 +110,9 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
         fingerprints["checkpoint"] = manifest.fingerprint()
         if config.init.load_optimizer:
             _check_optimizer(config, checkpoint, manifest)
+        if config.init.continue_data:
+            seen = _read_before(config, checkpoint, manifest, fingerprints)
+            check_passes(config, available, seen)
         counts = folders.checkpoint_counts(manifest)
         ends, recorded, base = ends | {*counts.ends}, counts.tokenizer, counts.base
         weights = checkpoint / "tokenizer"
@@ -127,7 +139,9 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     tokenizer = tokenizer.model_copy(update={"end_ids": tuple(sorted(ends))})
     notes = (*dict.fromkeys(filter(None, checked)), *identity.describe(config, rows))
     begin = identity.begin_text(config, tokenizer, weights)
-    return Inputs(resolved, fingerprints, tokenizer, checkpoint, hf, base, available, begin, rows, notes)
+    return Inputs(
+        resolved, fingerprints, tokenizer, checkpoint, hf, base, available, begin, rows, notes, seen
+    )
 
 
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
@@ -157,6 +171,24 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
         raise ConfigError(
             f"{MUST_STAY}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
         )
+
+
+def _read_before(
+    config: ExperimentConfig, checkpoint: Path, manifest: Manifest, fingerprints: Mapping[str, str]
+) -> dict[str, int]:
+    """Tokens of each pool that the checkpoint's run, and those that it continued, have seen of this data."""
+    theirs, field = _config_in(checkpoint, manifest), f"init.continue_data: {checkpoint}"
+    data = {name: found for name, found in manifest.inputs.items() if name.startswith("corpus")}
+    if theirs.seed != config.seed or data != {
+        n: f for n, f in fingerprints.items() if n.startswith("corpus")
+    }:
+        raise ConfigError(
+            f"{field} has read other data, or with another seed; set both alike, or leave it out"
+        )
+    return {
+        pool: found.seen + found.before
+        for pool, found in folders.checkpoint_counts(manifest).tokens_by_source.items()
+    }
 
 
 def _resolve_data(
@@ -192,7 +224,7 @@ def _check_corpora(
 ) -> tuple[TokenizerCounts, dict[str, int]]:
     """Refuse corpora that do not match the config or each other; their tokenizer, and training tokens."""
     pools, owners = dict[str, PoolCounts](), dict[str, Path]()
-    named = {*config.data.blend, *config.validation.sets}
+    named = {*config.pools, *config.validation.sets}
     for folder, manifest in zip(config.data.corpora, manifests, strict=True):
         found = corpus_counts(manifest).pools
         if twice := sorted(named & found.keys() & owners.keys()):
@@ -210,20 +242,21 @@ def _check_corpora(
 
 
 def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners: dict[str, Path]) -> None:
-    for section, names in (("data.blend", config.data.blend), ("validation.sets", config.validation.sets)):
+    for section, names in (("data.blend", config.pools), ("validation.sets", config.validation.sets)):
         if unknown := [name for name in names if name not in pools]:
             where = ", ".join(map(str, config.data.corpora))
             raise ConfigError(f"{section}: no pool '{unknown[0]}' in {where} (there: {', '.join(pools)})")
     for name in config.validation.sets:
         if pools[name].validation.tokens < 2:
             raise DataError(f"{owners[name]}: pool '{name}' has no validation tokens")
-    for name in config.data.blend:
+    longest = max(phase.config.train.seq_length for phase in phases_of(config)) if config.data.blend else 0
+    for name in config.pools:
         tokens = pools[name].train.tokens
         if config.data.reset_attention_mask and (unended := pools[name].train.unended):
             what = f"{unended:,} of {pools[name].train.documents:,} documents have no end token"
             remedy = "so data.reset_attention_mask cannot separate them; leave it out"
             raise DataError(f"{owners[name]}: pool '{name}': {what}, {remedy}")
-        if tokens < config.train.seq_length + 1:  # labels are the next tokens: one more than a sample
+        if tokens < longest + 1:  # labels are the next tokens: one more than a sample
             raise DataError(f"{owners[name]}: pool '{name}' has {tokens} tokens, less than one sample")
 
 

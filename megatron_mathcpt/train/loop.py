@@ -17,14 +17,22 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Subset
 
 from megatron_mathcpt.checkpoint.huggingface import load_reference
+from megatron_mathcpt.config.phases import pool_tokens
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
 from megatron_mathcpt.formats.manifest import sync_and_describe
-from megatron_mathcpt.formats.run_folder import METRICS, CheckpointCounts, RunCounts, SourceTokens
+from megatron_mathcpt.formats.run_folder import (
+    METRICS,
+    CheckpointCounts,
+    PhaseCounts,
+    RunCounts,
+    SourceTokens,
+)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import document_mask
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.train.components import TrainState, gather_parameters, unwrap
-from megatron_mathcpt.train.datasets import Batch, Samples, SftDataset, SourceCounter
+from megatron_mathcpt.train.blends import SourceCounter
+from megatron_mathcpt.train.components import TrainState, enter_phase, gather_parameters, unwrap
+from megatron_mathcpt.train.datasets import Batch, Samples, SftDataset
 from megatron_mathcpt.train.faults import check_replicas
 from megatron_mathcpt.train.metrics import Metrics, profiled
 from megatron_mathcpt.train.process import StopFlag
@@ -41,14 +49,18 @@ _GARBAGE_COLLECTION_STEPS = 100
 
 def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callable[[], None]) -> bool:
     """Train to the target; True if it was reached, False if a signal stopped the run after a save."""
-    config, last, stopping = state.config, state.config.train.train_steps, False
+    config, last, stopping = state.config, state.last_step, False
     # Allocations trigger Python's collector, so it runs at a different step on each rank, and the others wait
     # for that rank in their next collective. Below, all ranks collect at the same step.
     gc.disable()
     try:
         while state.step < last and not stopping:
-            samples = state.consumed_samples + config.train.global_batch_size
-            rate = learning_rate(config.schedule, config.optimizer, samples, config.train.train_samples)
+            if enter_phase(state):
+                config = state.config
+                metrics.enter(state.phase)
+            begin, end = state.phase.schedule_span
+            tokens = state.phase.tokens(state.step + 1) - begin
+            rate = learning_rate(config.schedule, config.optimizer, tokens, end - begin)
             with profiled(config.logging, state.layout, state.run_folder, state.step + 1):
                 result = take_step(state, rate)
             heartbeat()
@@ -61,7 +73,11 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
             # those that continue hang in its first collective.
             stopping = state.layout.any_true(stop.requested)
             ending = stopping or state.step == last
-            saving = ending or is_due(state.step, config.checkpoint.interval)
+            saving = (
+                ending
+                or state.step == state.phase.last_step
+                or is_due(state.step, config.checkpoint.interval)
+            )
             validating = is_validation_step(state)
             # Flush before validating and saving: the window's tokens/s must not include their time, and a run
             # resumed from this checkpoint will not write the rows up to it again.
@@ -100,8 +116,9 @@ def take_step(state: TrainState, rate: float) -> StepResult:
 
 
 def is_validation_step(state: TrainState) -> bool:
+    """Whether one follows this step: by the interval, and at the end of each phase."""
     due = is_due(state.step, state.config.validation.interval)
-    return bool(state.validation) and (due or state.step == state.config.train.train_steps)
+    return bool(state.validation) and (due or state.step == state.phase.last_step)
 
 
 def is_due(step: int, interval: int | None) -> bool:
@@ -110,12 +127,12 @@ def is_due(step: int, interval: int | None) -> bool:
 
 def describe_samples(state: TrainState, step: int) -> str:
     """The samples of `step` and their pools; `mathcpt trace step` finds their documents."""
-    size, dataset = state.config.train.global_batch_size, state.dataset
-    samples = range((step - 1) * size, step * size)
+    dataset, samples = state.dataset, range(state.phase.samples(step - 1), state.phase.samples(step))
     if isinstance(dataset, SftDataset):
         return f"samples {samples[0]} to {samples[-1]}"
-    pools = list(state.config.data.blend)
-    named = [f"{pools[dataset.dataset_index[n]]} {dataset.dataset_sample_index[n]}" for n in samples]
+    pools, first = list(state.config.data.blend), state.phase.first_sample
+    places = ((dataset.dataset_index[n - first], dataset.dataset_sample_index[n - first]) for n in samples)
+    named = [f"{pools[pool]} {place}" for pool, place in places]
     shown = ", ".join(named[:_SHOWN_SAMPLES]) + (", ..." if len(named) > _SHOWN_SAMPLES else "")
     return f"samples {samples[0]} to {samples[-1]}: {shown}"
 
@@ -136,24 +153,34 @@ def save(state: TrainState, *, async_save: bool) -> None:
 
 def progress(state: TrainState) -> RunCounts:
     """How far the run is: steps, samples, and of each pool (or "sft") tokens budgeted and seen."""
-    budget, data = state.config.train.train_tokens, state.config.data
-    assert budget is not None
-    seen = SourceCounter(state.dataset, state.config).up_to(state.step)
-    shares = data.shares() or dict.fromkeys(seen, 1.0)
-    return RunCounts(
+    config, inputs, phases = state.inputs.config, state.inputs, state.phases[: state.number + 1]
+    asked = pool_tokens(config) if config.data.blend else {"sft": float(config.train.train_tokens or 0)}
+    counters = (SourceCounter([phase], [data]) for phase, data in zip(phases, state.datasets, strict=False))
+    seen = [counter.up_to(state.step) for counter in counters]
+    by_phase = {
+        phase.name: PhaseCounts(
+            steps=min(state.step, phase.last_step) - phase.first_step, tokens_by_source=own
+        )
+        for phase, own in zip(phases, seen, strict=True)
+    }
+    counts = RunCounts(
         step=state.step,
         steps=state.step,
-        consumed_samples=state.consumed_samples,
-        consumed_tokens=state.step * state.config.train.tokens_per_step,
+        consumed_samples=state.phase.samples(state.step),
+        consumed_tokens=state.phase.tokens(state.step),
         skipped_steps=tuple(state.guard.state.skipped),
-        begin=state.inputs.begin,
+        begin=inputs.begin,
         tokens_by_source={
             pool: SourceTokens(
-                asked=round(share * budget), seen=seen[pool], available=state.inputs.available.get(pool, 0)
+                asked=round(tokens),
+                seen=sum(own.get(pool, 0) for own in seen),
+                available=inputs.available.get(pool, 0),
+                **({"before": inputs.seen[pool]} if inputs.seen.get(pool) else {}),
             )
-            for pool, share in shares.items()
+            for pool, tokens in asked.items()
         },
     )
+    return counts.model_copy(update={"phases": by_phase}) if config.phases else counts
 
 
 def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None:

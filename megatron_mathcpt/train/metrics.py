@@ -6,7 +6,7 @@
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,14 +14,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
+from megatron_mathcpt.config.phases import Phase, phase_at, phases_of
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.files import JsonLines, hash_json
-from megatron_mathcpt.formats.run_folder import METRICS, read_metrics
+from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, PhaseCounts, RunCounts, read_metrics
 from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
 from megatron_mathcpt.planner.machine import load_hardware
 from megatron_mathcpt.planner.shapes import flops_per_token, model_shape
-from megatron_mathcpt.train.datasets import SourceCounter, TrainDataset
+from megatron_mathcpt.train.blends import SourceCounter, TrainDataset
 from megatron_mathcpt.train.step import StepResult, mean_loss
 
 # Fields that differ from run to run. All others are bit-identical in a repeated or resumed run: always on
@@ -38,11 +39,16 @@ class Metrics:
     """
 
     def __init__(
-        self, config: ExperimentConfig, layout: Layout, run_folder: Path, step: int, dataset: TrainDataset
+        self,
+        config: ExperimentConfig,
+        layout: Layout,
+        run_folder: Path,
+        step: int,
+        datasets: Sequence[TrainDataset],
     ) -> None:
-        self._config, self._device = config, layout.device
+        self._device, phases = layout.device, phases_of(config)
         self._window: list[tuple[int, float, StepResult]] = []
-        self._tokens = SourceCounter(dataset, config)
+        self._tokens, self._last_step = SourceCounter(phases, datasets), phases[-1].last_step
         self._file = self._board = self._wandb = None
         if layout.is_writer:
             self._file = JsonLines(run_folder / METRICS)
@@ -67,13 +73,20 @@ class Metrics:
                     dir=str(run_folder),
                     config=config.model_dump(mode="json"),
                 )
-        assert config.model is not None
-        flops = flops_per_token(model_shape(config.name, config.model), config.train.seq_length).causal
-        self._teraflops_per_token = flops / 1e12 / dist.get_world_size()
+        self._named = bool(config.phases)
+        self.enter(phases[phase_at(phases, step)])
         hardware = config.logging.hardware
         self._peak_tflops = None if hardware is None else load_hardware(hardware).bf16_tflops
         self._started = self._window_started = time.monotonic()
         self._first_step = step
+
+    def enter(self, phase: Phase) -> None:
+        """Count the steps that follow in this phase; the window must be flushed."""
+        config = phase.config
+        assert config.model is not None and not self._window
+        flops = flops_per_token(model_shape(config.name, config.model), config.train.seq_length).causal
+        self._phase, self._config = phase, config
+        self._teraflops_per_token = flops / 1e12 / dist.get_world_size()
 
     def add(self, step: int, learning_rate: float, result: StepResult) -> None:
         self._window.append((step, learning_rate, result))
@@ -84,15 +97,15 @@ class Metrics:
             return
         sums = torch.stack([result.losses for _, _, result in self._window])
         dist.all_reduce(sums)
-        now, train = time.monotonic(), self._config.train
-        rate = len(self._window) * train.tokens_per_step / max(now - self._window_started, 1e-9)
+        now, phase = time.monotonic(), self._phase
+        rate = len(self._window) * phase.config.train.tokens_per_step / max(now - self._window_started, 1e-9)
         speed = self._speed(rate)
         for (step, lr, result), (total, *by_source) in zip(self._window, sums.tolist(), strict=True):
             loss = mean_loss(total)
             row: dict[str, object] = {
                 "step": step,
-                "consumed_samples": step * train.global_batch_size,
-                "consumed_tokens": step * train.tokens_per_step,
+                "consumed_samples": phase.samples(step),
+                "consumed_tokens": phase.tokens(step),
                 "tokens_by_source": self._tokens.up_to(step),
                 "loss": loss if math.isfinite(loss) else None,  # JSON has no NaN
                 "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
@@ -102,10 +115,12 @@ class Metrics:
             if by_source:  # a pool without tokens in this step has no loss
                 pools = zip(self._config.data.blend, by_source, strict=True)
                 row["loss_by_source"] = {pool: mean_loss(part) for pool, part in pools if part[1]}
+            if self._named:
+                row["phase"] = phase.name
             row |= {"learning_rate": lr, "loader_seconds": round(result.loader_seconds, 6)}
             self._write(row | speed)
-        left = (now - self._started) / (step - self._first_step) * (train.train_steps - step)
-        self._log(f"{step}/{train.train_steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
+        left = (now - self._started) / (step - self._first_step) * (self._last_step - step)
+        self._log(f"{step}/{self._last_step}  loss {loss:.4f}  {rate:,.0f} tokens/s  {clock(left)} left")
         self._window, self._window_started = [], now
 
     def _speed(self, rate: float) -> dict[str, float]:
@@ -119,8 +134,7 @@ class Metrics:
         return speed | {"memory_gib": round(peak, 3)}
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
-        tokens = step * self._config.train.tokens_per_step
-        self._write({"step": step, "consumed_tokens": tokens, "validation": losses})
+        self._write({"step": step, "consumed_tokens": self._phase.tokens(step), "validation": losses})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         self._log(f"{step}, validation: {shown}")
 
@@ -162,9 +176,21 @@ def scalars(row: dict[str, object]) -> dict[str, float]:
     return found
 
 
-def last_validation(run_folder: Path) -> dict[str, float]:
-    rows = reversed(read_metrics(run_folder / METRICS))
-    return next((row.validation for row in rows if row.validation), {})
+def with_losses(counts: RunCounts, run_folder: Path) -> RunCounts:
+    """A finished run's counts with its final validation losses, and the losses of each phase."""
+    rows, phases, first = read_metrics(run_folder / METRICS), dict[str, PhaseCounts](), 0
+    for name, phase in counts.phases.items():
+        own = [row for row in rows if first < row.step <= first + phase.steps]
+        losses = [row.loss for row in own if row.loss is not None]
+        found = {"loss": sum(losses) / len(losses) if losses else None, "final_validation": _last(own)}
+        phases[name], first = phase.model_copy(update=found), first + phase.steps
+    return counts.model_copy(
+        update={"final_validation": _last(rows), **({"phases": phases} if phases else {})}
+    )
+
+
+def _last(rows: Sequence[MetricRow]) -> dict[str, float]:
+    return next((row.validation for row in reversed(rows) if row.validation), {})
 
 
 @contextmanager

@@ -149,25 +149,33 @@ def run_schedule(
 
 
 def learning_rate(
-    schedule: ScheduleSection, optimizer: OptimizerSection, consumed_samples: int, train_samples: int
+    schedule: ScheduleSection, optimizer: OptimizerSection, consumed_tokens: int, train_tokens: int
 ) -> float:
-    """Learning rate of the step after which `consumed_samples` of `train_samples` have been seen.
+    """Learning rate of the step after which `consumed_tokens` of a schedule's `train_tokens` have been seen.
 
-    Linear warm-up from 0, then constant, or decay to `min_lr` at the end: linear, cosine, or (wsd) constant
-    and then linear over the last `lr_wsd_decay_fraction` (arXiv 2404.06395).
+    Linear warm-up from 0, then constant, or decay to `min_lr` at the end: linear, cosine, or (wsd, arXiv
+    2404.06395) constant and then decay over the last `lr_wsd_decay_fraction`. Its shapes are Megatron-LM's,
+    with x from 0 to 1: linear 1 - x; cosine (1 + cos(pi x)) / 2; exponential 2 * 0.5^x - 1, a fall by half as
+    in arXiv 2404.06395, stretched to reach the end; minus_sqrt 1 - sqrt(x) (arXiv 2405.18392).
     """
     # Not Megatron-Core's OptimizerParamScheduler: it has state to save, and this is a function of the step.
-    progress, warmup = min(1.0, consumed_samples / train_samples), schedule.lr_warmup_fraction
+    progress, warmup = min(1.0, consumed_tokens / train_tokens), schedule.lr_warmup_fraction
     if progress < warmup:
         return optimizer.lr * progress / warmup
     decayed = (progress - warmup) / (1.0 - warmup)
-    match schedule.lr_decay_style:
+    style: str = schedule.lr_decay_style
+    if style == "wsd":
+        style = schedule.lr_wsd_decay_style
+        decayed = max(0.0, 1.0 - (1.0 - progress) / schedule.lr_wsd_decay_fraction)
+    match style:
         case "constant":
             left = 1.0
         case "linear":
             left = 1.0 - decayed
         case "cosine":
             left = 0.5 * (1.0 + math.cos(math.pi * decayed))
-        case "wsd":
-            left = min(1.0, (1.0 - progress) / schedule.lr_wsd_decay_fraction)
+        case "exponential":
+            left = 2.0 * 0.5**decayed - 1.0
+        case "minus_sqrt":
+            left = 1.0 - math.sqrt(decayed)
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * left

@@ -17,6 +17,7 @@ import torch
 from measuring import Cost, cost
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import phases_of
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.formats.indexed_dataset import Lengths, write_index
 from megatron_mathcpt.formats.manifest import write_manifest
@@ -163,7 +164,9 @@ def build(config: ExperimentConfig, layout: Any, folder: Path = Path()) -> Any:
     data = MadeUpTokens(inputs.shape.vocab_size or 0, config.train.seq_length, documents=documents)
     saver = Saver(folder, layout, Retention(2), {}, {})
     optimizer, guard = build_optimizer(model, config), StepGuard(config.faults)
-    return TrainState(inputs, layout, folder, model, optimizer, data, {}, guard, saver)
+    return TrainState(
+        inputs, layout, folder, model, optimizer, phases_of(inputs.config), [data], {}, guard, saver
+    )
 
 
 def take_step(state: Any) -> Any:

@@ -73,7 +73,7 @@ def our_step(config: ExperimentConfig, run: Path) -> Iterator[tuple[Callable[[],
 
     with parallel.joined(inputs.config.parallel, 1) as layout:
         state = build(inputs, layout, run)
-        metrics = Metrics(inputs.config, layout, run, 0, state.dataset)
+        metrics = Metrics(inputs.config, layout, run, 0, state.datasets)
         yield step, layout
 
 
@@ -100,14 +100,15 @@ def their_step(corpus: Path) -> Callable[[], None]:
 
 
 def compare_with_transformers(corpus: Path, steps: int) -> None:
-    from megatron_mathcpt.train.datasets import build_train_dataset, microbatches
+    from megatron_mathcpt.train.blends import build_train_datasets
+    from megatron_mathcpt.train.datasets import microbatches
     from megatron_mathcpt.train.inputs import resolve_inputs
 
     with our_step(config_on(corpus), corpus.parent / "run") as (ours, layout):
         works = {"ours": partial(cost, ours), "transformers": partial(cost, their_step(corpus))}
         found = by_turns(works, steps, warm=2)
         inputs = resolve_inputs(config_on(corpus, seq_length=LONG))
-        dataset = build_train_dataset(inputs, corpus.parent / "long")
+        (dataset,) = build_train_datasets(inputs, corpus.parent / "long")
         read = [cost(lambda: [*microbatches(dataset, range(200), BATCH, layout)]).cpu for _ in "ab"]
     pairs = [(a.cpu, b.cpu) for a, b in zip(*found.values(), strict=True)]
     mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
@@ -143,7 +144,7 @@ def compare_layouts(corpus: Path, steps: int, rounds: int) -> None:
 def build_indices(documents: int, folder: Path) -> None:
     use_cpu()
     from megatron_mathcpt import parallel
-    from megatron_mathcpt.train.datasets import build_blend
+    from megatron_mathcpt.train.blends import build_blends
     from megatron_mathcpt.train.inputs import resolve_inputs
 
     random, cache = np.random.default_rng(0), folder / "cache"
@@ -155,9 +156,9 @@ def build_indices(documents: int, folder: Path) -> None:
     config = config_of(SHAPE, data={"corpus": str(corpus), "blend": GETS}, train=train)
     parallel.start_alone(config.parallel)  # Megatron-Core asks for its rank
     inputs, before = resolve_inputs(config), resident()
-    built = cost(lambda: build_blend(inputs, cache))
+    built = cost(lambda: build_blends(inputs, cache))
     after = resident()
-    again = cost(lambda: build_blend(inputs, cache))
+    again = cost(lambda: build_blends(inputs, cache))
     parallel.stop()
     size, blend = sum(path.stat().st_size for path in cache.iterdir()), built.result
     off = np.bincount(blend.dataset_index, minlength=len(GETS)) - len(blend) * np.array(list(GETS.values()))

@@ -88,7 +88,8 @@ def test_curves_tokens_and_speed(results: Path) -> None:
     assert torn["train_loss"][-1] == [40000.0, 1.5]
     losses = [[10000.0, 3.25], [20000.0, 3.0], [30000.0, 2.75], [40000.0, 2.5]]
     assert run["validation_loss"]["general"] == losses
-    assert run["tokens_by_source"]["general"] == {"asked": 30000, "seen": 29700, "available": 19800}
+    seen = {"asked": 30000, "seen": 29700, "available": 19800, "before": 0}
+    assert run["tokens_by_source"]["general"] == seen
     assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
     assert report["timings"]["stage_seconds"]["corpus"] == 12.5
     # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token

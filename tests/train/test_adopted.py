@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models
 
 from megatron_mathcpt.data.adopt import adopt, named_pairs
 from megatron_mathcpt.errors import DataError, ManifestError
-from megatron_mathcpt.train.datasets import trace_step
 from megatron_mathcpt.train.inputs import resolve_inputs, verify_inputs
+from megatron_mathcpt.train.traced_step import trace_step
 from tests.support.megatron_pairs import write_pair
 from tests.support.tokenized_corpus import EOS_ID, VOCAB_SIZE, make_documents
 from tests.support.training_outputs import metric_rows

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_mathcpt.errors import MathCptError
-from megatron_mathcpt.train.datasets import build_blend
+from megatron_mathcpt.train.blends import build_blends
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.tokenized_corpus import VOCAB_SIZE, complete_corpus, write_indexed_dataset
 from tests.support.training_runs import ConfigOf
@@ -46,7 +46,7 @@ def test_samples_and_documents_are_seen_as_often_as_a_plain_model_says(
     samples = int(random.integers(1, 400))
     corpus = write_pools(tmp_path / "corpus", lengths)
     inputs = resolve_inputs(config_of(**settings(corpus, weights, samples)))
-    blend = build_blend(inputs, tmp_path / "cache")
+    (blend,) = build_blends(inputs, tmp_path / "cache")
 
     # Each sample is of the pool that is furthest behind its share of the samples so far.
     shares, taken, pools = np.array(weights) / sum(weights), np.zeros(number, int), []

@@ -13,17 +13,16 @@ import torch
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.train.datasets import (
+from megatron_mathcpt.train.blends import (
     AnnotatedBlend,
-    ValidationSet,
-    build_blend,
-    build_train_dataset,
+    build_blends,
+    build_train_datasets,
     index_cache,
-    microbatches,
     problem_of_cache,
-    trace_step,
 )
+from megatron_mathcpt.train.datasets import ValidationSet, microbatches
 from megatron_mathcpt.train.inputs import resolve_inputs
+from megatron_mathcpt.train.traced_step import trace_step
 from tests.support.full_disk import small_files
 from tests.support.tokenized_corpus import (
     POOLS,
@@ -117,7 +116,7 @@ def test_a_damaged_index_is_built_again_with_the_same_bytes(
         with pytest.raises(DataError, match="missing or damaged"):
             trace_step(tmp_path, 1)
         caplog.clear()
-        build_train_dataset(inputs, tmp_path)
+        build_train_datasets(inputs, tmp_path)
         assert "building it again" in caplog.text
         assert {path: path.read_bytes() for path in good} == good, kind
 
@@ -129,8 +128,8 @@ def test_a_full_disk_is_named_while_the_index_is_built(
     """D1: numpy's error has neither a number nor a file."""
     inputs = resolve_inputs(config_of(**KEEP_ALL))
     with small_files(300), pytest.raises(DataError, match=rf"{tmp_path}/\.index_cache/.*; make room and run"):
-        build_train_dataset(inputs, tmp_path)
-    build_train_dataset(inputs, tmp_path)
+        build_train_datasets(inputs, tmp_path)
+    build_train_datasets(inputs, tmp_path)
     made, right = (sorted(index_cache(inputs, out).glob("*.npy")) for out in (tmp_path, whole))
     assert [path.read_bytes() for path in made] == [path.read_bytes() for path in right]
 
@@ -145,7 +144,7 @@ def test_a_step_is_traced_to_the_records_whose_tokens_it_saw(
     with pytest.raises(ConfigError, match="has steps 1 to 20"):
         trace_step(whole, 21)
     inputs = resolve_inputs(config_of(**KEEP_ALL))
-    blend = build_blend(inputs, index_cache(inputs, whole))
+    (blend,) = build_blends(inputs, index_cache(inputs, whole))
     documents = {pool: make_documents(size, seed) for seed, (pool, size) in enumerate(POOLS.items())}
     rows = [row for row in metric_rows(whole) if "loss" in row]
     counted = Counter[str]()
@@ -192,7 +191,7 @@ def test_a_blend_over_two_corpora_is_the_blend_over_one(
     tokens, budget = pools[0]["general"]["train"]["tokens"], inputs.config.train.train_tokens
     assert budget is not None
     seen = f"general 50.0%, {budget // 2:,} tokens ({budget / 2 / tokens:.2f} passes), math_corpus 30.0%, "
-    assert inputs.mixture.startswith(seen)
+    assert inputs.mixtures[0].startswith(seen)
     counts = load_manifest(tmp_path / "run", "run").counts["tokens_by_source"]
     assert counts["general"]["available"] == tokens
     assert counts["math_corpus"]["available"] == pools[1]["math_corpus"]["train"]["tokens"]

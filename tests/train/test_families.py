@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from megatron_mathcpt.checkpoint.hf_export import write_hf_folder
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.parallel import Layout
-from megatron_mathcpt.train.datasets import build_train_dataset
+from megatron_mathcpt.train.blends import build_train_datasets
 from megatron_mathcpt.train.inputs import resolve_inputs
 from megatron_mathcpt.train.step import learning_rate
 from tests.support.family_shapes import FAMILY_SHAPES, VariedWeights
@@ -54,7 +54,7 @@ def by_transformers(config: ExperimentConfig, run: Path) -> Iterator[tuple[float
     from transformers import AutoModelForCausalLM
 
     samples, train, settings = (
-        build_train_dataset(resolve_inputs(config), run),
+        build_train_datasets(resolve_inputs(config), run)[0],
         config.train,
         config.optimizer,
     )

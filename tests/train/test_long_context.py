@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer
 from megatron_mathcpt.model.documents import Documents
-from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
+from megatron_mathcpt.train.blends import AnnotatedBlend
+from megatron_mathcpt.train.datasets import Batch, SftDataset
 from tests.data.test_pack_sft import POOL, made_problems, make_corpus, problem_row
 from tests.support.tokenizers import save_llama3
 

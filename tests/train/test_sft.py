@@ -21,7 +21,8 @@ from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.sft_folder import Example, join_parts, open_part, write_part
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from megatron_mathcpt.train.__main__ import train_experiment
-from megatron_mathcpt.train.datasets import AnnotatedBlend, Batch, SftDataset
+from megatron_mathcpt.train.blends import AnnotatedBlend
+from megatron_mathcpt.train.datasets import Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.small_models import ALONE, build_megatron
 from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_pool

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.run_folder import drop_rows_after
+from megatron_mathcpt.formats.run_folder import PhaseCounts, RunCounts, drop_rows_after
 from megatron_mathcpt.train import components
 from megatron_mathcpt.train.datasets import Batch
-from megatron_mathcpt.train.metrics import last_validation, scalars
+from megatron_mathcpt.train.metrics import scalars, with_losses
 from megatron_mathcpt.train.step import learning_rate, masked_loss
 from tests.support.training_runs import ConfigOf
 
@@ -61,6 +62,21 @@ def test_learning_rate(style: str, samples: float, expected: float) -> None:
     assert learning_rate(schedule, optimizer, samples, 100) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine", "exponential", "minus_sqrt"])
+def test_the_shapes_of_wsd_are_those_of_megatron_core(shape: str) -> None:
+    settings = {"lr_decay_style": "wsd", "lr_warmup_fraction": 0.1, "lr_wsd_decay_fraction": 0.25}
+    schedule = ScheduleSection.model_validate(settings | {"lr_wsd_decay_style": shape})
+    group = {"lr": 0.0, "params": [torch.nn.Parameter(torch.zeros(1))]}
+    theirs = OptimizerParamScheduler(
+        SimpleNamespace(param_groups=[group]), 0.0, 1.0, 0.2, 100, 1000, "WSD", 0.1, 0.1, 1000, "constant",
+        wsd_decay_steps=250, lr_wsd_decay_style=shape,
+    )  # fmt: skip
+    for step in (50, 100, 700, 750, 751, 800, 900, 999, 1000):
+        theirs.num_steps = step
+        ours = learning_rate(schedule, OptimizerSection(lr=1.0, min_lr=0.2), step, 1000)
+        assert ours == pytest.approx(theirs.get_lr(group), abs=1e-12), step
+
+
 def test_rows_of_metrics(tmp_path: Path) -> None:
     """Those after the checkpoint are dropped, a torn one too; the boards get the numbers."""
     path = tmp_path / "metrics.jsonl"
@@ -74,7 +90,9 @@ def test_rows_of_metrics(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             drop_rows_after(path, 2, hashlib.sha256(kept.encode()).hexdigest())
     path.write_text(kept)
-    assert last_validation(tmp_path) == {"a": 3.5}
+    counts = with_losses(RunCounts(step=2, phases={"x": PhaseCounts(steps=1, tokens_by_source={})}), tmp_path)
+    assert counts.final_validation == {"a": 3.5}
+    assert (counts.phases["x"].loss, counts.phases["x"].final_validation) == (6.25, {})
     row = {"step": 3, "loss": 2.5, "grad_norm": None, "validation": {"math": 2.0}, "skipped": "spike"}
     assert scalars(row) == {"loss": 2.5, "validation/math": 2.0}
 
