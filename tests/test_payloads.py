@@ -35,7 +35,7 @@ from megatron_mathcpt.evaluation import evaluate  # noqa: E402
 from megatron_mathcpt.formats.benchmark import load_items  # noqa: E402
 from megatron_mathcpt.formats.manifest import sync_and_describe, write_manifest  # noqa: E402
 from megatron_mathcpt.synthesis.seeds import check_seeds  # noqa: E402
-from megatron_mathcpt.train import blends  # noqa: E402
+from megatron_mathcpt.train import blends, datasets  # noqa: E402
 from tests.checkpoint.conftest import SmallRun  # noqa: E402
 
 
@@ -163,7 +163,7 @@ class Walk:
         cache = self.tmp / "cache"
         cache.mkdir()
         np.save(cache / "x-BlendedDataset-train-dataset_index.npy", np.array([self.payload, None], object))
-        write_manifest(cache, datasets.INDEX, inputs={}, counts={}, config={})
+        write_manifest(cache, blends.INDEX, inputs={}, counts={}, config={})
         assert "no array of numbers" in blends.problem_of_cache(cache)
 
     def packed_samples(self) -> None:
