@@ -20,6 +20,7 @@ from megatron_mathcpt.train.traced_step import trace_step
 from tests.support.tokenized_corpus import TOKENIZER
 from tests.support.training_outputs import losses_of, metric_rows
 from tests.support.training_runs import KEEP_ALL, ConfigOf, train, train_forked
+from tests.train.test_layouts import TWO_PROCESSES
 from tests.train.test_resume import check_same_run, started
 
 STEADY = {"lr_decay_style": "constant", "lr_warmup_fraction": 0.0}
@@ -153,6 +154,13 @@ def test_a_run_stopped_in_any_phase_resumes_with_the_same_bits(
     assert stopped.wait(timeout=60) == EXIT_REQUEUE
     train(config, out)
     check_same_run(run, out)
+
+
+def test_every_layout_trains_the_phases(run: Path, config_of: ConfigOf, tmp_path: Path) -> None:
+    layouts = ("tensor", "pipeline", "data, overlapped")
+    configs = {f"run{n}": phased(config_of, parallel=TWO_PROCESSES[name]) for n, name in enumerate(layouts)}
+    for out in train_forked(configs, 2, tmp_path).values():
+        assert losses_of(out) == pytest.approx(losses_of(run), abs=1e-4)
 
 
 @pytest.mark.usefixtures("layout")
