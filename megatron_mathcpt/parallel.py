@@ -109,10 +109,8 @@ def start(sizes: ParallelSection, seed: int, timeout_seconds: float = 1800.0, **
         create_gloo_process_groups=False,  # its way to save optimizer states; we have our own
         distributed_timeout_minutes=math.ceil(timeout_seconds / 60),
     )
-    # While a graph is captured, Transformer Engine reads random states from its own tracker only. The tracker
-    # outlives the groups, so replace that of an earlier run in this process.
-    graphs = device.type == "cuda" and sizes.cuda_graph_impl != "none"
-    model_parallel_cuda_manual_seed(seed, te_rng_tracker=graphs, force_reset_rng=True)
+    # The tracker outlives the groups, so replace that of an earlier run in this process.
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Layout(ProcessGroupCollection.use_mpu_process_groups(), sizes, device)
 
 

@@ -82,8 +82,7 @@ test_of() { "$python" -m pytest -q -p no:cacheprovider -rfE --timeout 150 "$@"; 
 export -f test_of
 phase 1 100 products bash -c 'test_of tests/gpu/test_products.py' &
 phase 2 120 parity bash -c 'test_of tests/gpu/test_parity.py' &
-phase 4 140 training_tests bash -c 'test_of -v -n 14 tests/train/test_gpu.py -k "not graphs"' &
-phase 4 140 graphs bash -c 'test_of tests/train/test_gpu.py -k graphs' &
+phase 4 140 training_tests bash -c 'test_of -v -n 14 tests/train/test_gpu.py' &
 wait
 
 # 12 layers of Llama-3-8B in FP8 take 73.9 of 79.2 GiB; bf16 moments would not fit (the update makes fp32 copies).

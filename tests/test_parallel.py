@@ -22,16 +22,14 @@ def stopped() -> Iterator[None]:
 
 
 def test_a_second_run_gets_its_own_random_states() -> None:
-    """Megatron-Core's tracker outlives the groups: one without graphs made the next run's graphs fail."""
+    """Megatron-Core's tracker outlives the groups."""
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
     parallel.start_alone(ParallelSection.model_validate(SIZES))
     first = get_cuda_rng_tracker()
     parallel.stop()
-    parallel.start_alone(ParallelSection.model_validate(SIZES | {"cuda_graph_impl": "local"}))
+    parallel.start_alone(ParallelSection.model_validate(SIZES))
     assert get_cuda_rng_tracker() is not first
-    if not torch.cuda.is_available():
-        assert type(get_cuda_rng_tracker()).__name__ == "CudaRNGStatesTracker", "not Transformer Engine's"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks gloo")

@@ -27,9 +27,6 @@ class Division(NamedTuple):
 
 
 Conflicts = dict[str, bool]  # each message, and whether the config has that conflict
-# Set True when the case "graphs" of tests/train/test_gpu.py passes: its losses differed from those of the
-# plain run from the third step on (megatron-core 0.16.1, Transformer Engine 2.12, H100), cause unknown.
-GRAPHS_TRAIN_RIGHT = False
 _TENSOR_SIZE = "parallel.tensor_model_parallel_size"
 _FP8_MULTIPLE = 16  # of both dimensions of a matrix in cuBLAS' FP8 GEMMs (Transformer Engine's user guide)
 
@@ -79,7 +76,6 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
     """Layout, recomputation and precision."""
     parallel, precision, optimizer = config.parallel, config.precision, config.optimizer
     gather_needs = parallel.use_distributed_optimizer and parallel.overlap_grad_reduce
-    graphs = parallel.cuda_graph_impl != "none"
     window = None if config.model is None or config.data.document_attention else config.model.window_size
     fp32, fp16_masters = precision.params_dtype == "fp32", optimizer.main_params_dtype == "fp16"
     return {
@@ -116,12 +112,6 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
         "optimizer.main_params_dtype: fp16 with precision.fp8_param_gather needs fp8_recipe delayed": (
             precision.fp8_param_gather and precision.fp8_recipe != "delayed" and fp16_masters
         ),
-        "parallel.cuda_graph_impl: on an H100, gradients with Megatron-Core's graphs differed from those "
-        "without them from the second step (configs/LOG.md, 2026-11-27); leave it out": (
-            graphs and not GRAPHS_TRAIN_RIGHT
-        ),
-        "parallel.cuda_graph_impl: a captured layer does not support document attention "
-        "(data.reset_attention_mask, data.sft)": graphs and config.data.document_attention,
         "parallel.context_parallel_size: ring attention has no windows, and model.window_size is below "
         "train.seq_length; set it to 1": (
             parallel.context_parallel_size > 1 and window is not None and window < config.train.seq_length

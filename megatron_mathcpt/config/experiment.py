@@ -158,9 +158,9 @@ class ParallelSection(Section):
     as a layer each. Activation recomputation (Megatron-Core's `recompute_*`) is "full", of whole layers
     ("block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
     "selective", of `recompute_modules`. `grad_reduce_in_fp32: false` accumulates and reduces gradients in
-    bf16. Overlapped tensor-parallel communication, CUDA graphs and the fused loss need a GPU and Transformer
-    Engine. `gradient_accumulation_fusion` (weight gradients added to their buffer within the GEMM) is used
-    where both are available.
+    bf16. Overlapped tensor-parallel communication and the fused loss need a GPU and Transformer Engine.
+    `gradient_accumulation_fusion` (weight gradients added to their buffer within the GEMM) is used where both
+    are available.
     """
 
     tensor_model_parallel_size: int = Field(ge=1)
@@ -183,7 +183,6 @@ class ParallelSection(Section):
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = Field(default=None, ge=1)
     recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ()
-    cuda_graph_impl: Literal["none", "local"] = "none"
 
     def check(self) -> None:
         layers = [self.recompute_method, self.recompute_num_layers]
@@ -193,8 +192,6 @@ class ParallelSection(Section):
             raise ValueError(f"recompute_*: {otherwise}")
         if self.has_uneven_stages and self.pipeline_model_parallel_size == 1:
             raise ValueError("uneven stages have no effect with pipeline_model_parallel_size 1")
-        if self.cuda_graph_impl != "none" and self.recompute_granularity:
-            raise ValueError("cuda_graph_impl: cannot capture recomputed layers; leave recompute_* out")
 
     @property
     def model_size(self) -> int:

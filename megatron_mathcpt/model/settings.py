@@ -40,7 +40,6 @@ def check_accelerated(parallel: ParallelSection, precision: PrecisionSection, *,
     enabled = {
         "precision.fp8": precision.fp8 is not None,
         "parallel.tp_comm_overlap": parallel.tp_comm_overlap,
-        "parallel.cuda_graph_impl": parallel.cuda_graph_impl != "none",
         "parallel.cross_entropy_loss_fusion": parallel.cross_entropy_loss_fusion,
     }
     if not fused and any(enabled.values()):

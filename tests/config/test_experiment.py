@@ -47,7 +47,6 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
         ([*FP8, "precision.fp8_param_gather=true"], 2, "precision.fp8_param_gather"),
         ([*FP8, "train.seq_length=121"], 2, "train.micro_batch_size x seq_length"),
         ([*FP8, "model.ffn_hidden_size=520"], 2, "model.ffn_hidden_size"),
-        (["parallel.cuda_graph_impl=local"], 2, "parallel.cuda_graph_impl: on an H100"),
         (["parallel.grad_reduce_in_fp32=false"], 2, "parallel.grad_reduce_in_fp32"),
         ([*SMALL, "optimizer.main_params_dtype=fp16"], 2, "optimizer.main_params_dtype"),
         (["train.deterministic=true", "parallel.cross_entropy_loss_fusion=true"], 2, "train.deterministic"),

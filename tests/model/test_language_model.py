@@ -71,7 +71,6 @@ def test_local_layers_refuse_what_they_would_ignore() -> None:
     for field, split, precision in (
         ("precision.fp8", {}, fp8),
         ("parallel.tp_comm_overlap", {"tp_comm_overlap": True}, {}),
-        ("parallel.cuda_graph_impl", {"cuda_graph_impl": "local"}, {}),
         ("parallel.cross_entropy_loss_fusion", {"cross_entropy_loss_fusion": True}, {}),
     ):
         parallel_section = ParallelSection.model_validate(sizes | split)
