@@ -148,6 +148,8 @@ def enter_phase(state: TrainState) -> bool:
         return False
     before, state.number = state.config.model, state.number + 1
     state.validation = _validation(state.config)
+    # Other data and another length have other losses, which are no spikes.
+    state.guard.state.losses, state.guard.state.norms = [], []
     assert state.config.model is not None
     if state.config.model != before:
         for chunk in unwrap(state.model):

@@ -49,8 +49,9 @@ PHASES = {
 
 
 def phased(config_of: ConfigOf, **more: Any) -> Any:
-    sections = {"schedule": STEADY, "phases": PHASES, "logging": {"loss_by_source": True}} | KEEP_ALL | more
-    return config_of(**sections)
+    logging, faults = {"loss_by_source": True}, {"spike_sigma": 1e9}  # which is never, but counts the losses
+    sections = {"schedule": STEADY, "phases": PHASES, "logging": logging, "faults": faults} | KEEP_ALL
+    return config_of(**sections | more)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,11 @@ def test_tokens_and_losses_are_told_by_phase(run: Path) -> None:
         assert counts["phases"][name]["loss"] == pytest.approx(loss, rel=1e-12)
         validation = [row["validation"] for row in metric_rows(run) if "validation" in row]
         assert counts["phases"][name]["final_validation"] in validation
-    assert [folders.step_of(path) for path in folders.checkpoint_paths(run)] == [20, 16, 14, 8]
+    paths = folders.checkpoint_paths(run)
+    assert [folders.step_of(path) for path in paths] == [20, 16, 14, 8]
+    # What a spike is compared with is of its own phase.
+    guards = [folders.checkpoint_counts(folders.checkpoint_manifest(path)).guard for path in paths]
+    assert [len(found["losses"]) for found in guards if found] == [6, 2, 6, 8]
 
 
 @pytest.mark.parametrize("step", [4, 12, 16])
