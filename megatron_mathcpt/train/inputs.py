@@ -238,6 +238,8 @@ def recorded_config(run_folder: Path) -> ExperimentConfig:
 
 def _config_in(folder: Path, manifest: Manifest) -> ExperimentConfig:
     """As a current config: a field newer than the manifest gets its default, a removed one is ignored."""
+    if folders.AVERAGE in manifest.config:
+        raise ConfigError(f"{folder}: is an average, which was not trained; name a run it is made from")
     try:
         return ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
     except ValidationError as error:
