@@ -18,7 +18,7 @@ from megatron_mathcpt.formats.corpus_folder import corpus_counts
 from megatron_mathcpt.formats.evaluation_folder import RESULTS, TaskScore, load_results
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, read_manifest, verify_part
-from megatron_mathcpt.formats.run_folder import checkpoint_counts, run_of
+from megatron_mathcpt.formats.run_folder import AVERAGE, checkpoint_counts, run_of
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.statistics import wilson_interval
@@ -94,6 +94,8 @@ def model_card(
 
 def _start(checkpoint: Manifest) -> str:
     init = checkpoint.config.get("init", {})
+    if of := checkpoint.config.get(AVERAGE):
+        return f"the mean of the weights of {' and '.join(map(_text, of))}"
     for kind, what in (("hf", "Hugging Face weights"), ("checkpoint", "checkpoint")):
         if kind in checkpoint.inputs:
             name = _text(Path(init[kind]).name) if init else "of a folder"

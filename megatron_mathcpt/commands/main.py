@@ -24,7 +24,7 @@ Pairs = Annotated[
 ]
 SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
-    "Model": ("plan", "train", "convert"),
+    "Model": ("plan", "train", "average", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
     "Experiments": ("show", "dry-run", "run", "submit"),
 }

@@ -58,6 +58,21 @@ def plan(
             print_table(headings, rows, title)
 
 
+@verb("average")
+def average(
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN ...", help="run folders (their chosen checkpoint) or checkpoints")
+    ],
+    out: Annotated[Path, Option(help="run folder to write")],
+    last: Annotated[int | None, Option(min=2, help="of one run: its newest checkpoints, this many")] = None,
+) -> None:
+    """Write the mean of checkpoints' weights, of branches or of a run's last ones, as a run folder."""
+    from megatron_mathcpt.checkpoint.average import average
+
+    paths = average(runs, out, last)
+    echo(f"{out}: the mean of {len(paths)} checkpoints: {', '.join(map(str, paths))}")
+
+
 conversion = group("convert", "Convert between checkpoints and Hugging Face folders.")
 
 

@@ -99,17 +99,25 @@ class DataSection(Section):
         return self.reset_attention_mask or self.sft is not None
 
 
+_Parameters = Literal["norms_and_biases", "embeddings"]
+_NORMS: tuple[_Parameters, ...] = ("norms_and_biases",)  # not in manifests, as older versions lack the field
+_Undecayed = Annotated[tuple[_Parameters, ...], AfterValidator(lambda names: tuple(sorted({*names})))]
+
+
 class OptimizerSection(Section):
     """AdamW; `lr` and `min_lr` are the ends of the schedule.
 
     `use_precision_aware_optimizer` allows optimizer state below fp32 (Transformer Engine's FusedAdam, which
     needs parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights,
     `exp_avg_dtype` and `exp_avg_sq_dtype` are those of the moments.
+    `no_weight_decay` names what does not decay: norms and biases, as in Megatron-LM; also embeddings (and the
+    output layer, if it is tied to them), as in OLMo 2 (arXiv 2501.00656, section 3.2) and SmolLM3; [] is all.
     """
 
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    no_weight_decay: _Undecayed = Field(default=_NORMS, exclude_if=lambda names: bool(names == _NORMS))
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)

@@ -17,6 +17,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import (
     AddedRow,
+    AverageRow,
     CorporaNode,
     EvaluationNode,
     ModelRow,
@@ -60,6 +61,7 @@ class Study:
     shards: int  # of the synthesis
     scripted: bool
     runs: Mapping[str, Resolved[ExperimentConfig]]
+    averages: Mapping[str, AverageRow]
     models: Mapping[str, ModelRow]
     scored: tuple[str, ...]
     evaluation: EvaluationNode
@@ -130,7 +132,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     file, at, rows = reader.file, reader.at, reader.rows["runs"]
     variants = file.variants.keys() - set(asked.only)
     for name, row in map(_added_row, asked.add):
-        if name in rows or name in file.models:
+        if name in {*rows, *file.averages, *file.models}:
             raise ConfigError(f"run '{name}': the study has one of this name; choose another name")
         rows[name] = _Layers(row.file, row.from_, ((name, row.set),))
     added = tuple(rows)[-len(asked.add) :] if asked.add else ()
@@ -141,7 +143,8 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     tree = (at.evaluation or file.evaluation).model_dump(mode="json")
     evaluation = base.build_config(tree, EvaluationNode, scores, f"{path}: evaluation")
     runs = [name for name in rows if name not in variants]
-    scored = (*(runs if evaluation.runs is None else (*evaluation.runs, *added)), *file.models)
+    trained = runs if evaluation.runs is None else (*evaluation.runs, *added)
+    scored = (*trained, *file.averages, *file.models)
     resolved = {name: reader.run(name, overrides) for name in rows}  # variants too, to check their fields
     study = Study(
         name=file.name,
@@ -152,6 +155,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         shards=reader.synthesis.shards if reader.synthesis else 0,
         scripted=reader.synthesis is not None and reader.synthesis.scripted,
         runs={name: resolved[name] for name in runs},
+        averages=file.averages,
         models=file.models,
         scored=tuple(asked.only) or scored,
         evaluation=evaluation,
@@ -188,12 +192,19 @@ def _added_row(path: Path) -> tuple[str, Row]:
 
 
 def _check_names(study: Study, where: str, scored: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+    folders = {**study.runs, **study.averages, **study.models}
     for place, names in ((f"{where}: evaluation.runs", scored), ("--only", study.scored)):
-        if unknown := sorted(set(names) - study.runs.keys() - study.models.keys()):
-            known = ", ".join((*study.runs, *study.models))
+        if unknown := sorted(set(names) - folders.keys()):
+            known = ", ".join(folders)
             raise ConfigError(f"{place}: names '{unknown[0]}', which is no run; there are: {known}")
     _check_pairs(f"{where}: report.comparisons", pairs, scored)
-    folders = {**study.runs, **study.models}
+    for name, row in study.averages.items():
+        place = f"{where}: averages.{name}"
+        if missing := [one for one in row.of if one not in study.runs]:
+            raise ConfigError(f"{place}: no run '{missing[0]}'; there are: {', '.join(study.runs)}")
+        saving = study.runs[row.of[0]].config.checkpoint
+        if (row.last or 0) > saving.keep and not saving.keep_every:
+            raise ConfigError(f"{place}: last {row.last}, but {row.of[0]} has checkpoint.keep {saving.keep}")
     for kind, rows, others in ("runs", folders, study.corpus), ("corpus", study.corpus, ()):
         if taken := sorted(set(rows) & {*RESERVED, *others}):
             raise ConfigError(

@@ -17,7 +17,9 @@ config, with every field that was set or moved marked.
 row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
 row or a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
 
-`models` are models of others, which are only scored; configs/paper/baselines.yaml has these alone.
+`averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of: [RUN], last: 3}` of its
+newest checkpoints. `models` are models of others, which are only scored; configs/paper/baselines.yaml has
+these alone.
 """
 
 from pathlib import Path
@@ -59,6 +61,17 @@ class AddedRow(Row):
     """A row in a file of its own, for `--add`."""
 
     name: Name
+
+
+class AverageRow(Section):
+    """The mean of the weights of runs, or of the newest `last` checkpoints of one (checkpoint/average.py)."""
+
+    of: tuple[Name, ...] = Field(min_length=1)
+    last: int | None = Field(default=None, ge=2)
+
+    def check(self) -> None:
+        if (len(self.of) == 1) != (self.last is not None):
+            raise ValueError("of: give several runs, or one run and last")
 
 
 class CorporaNode(Section):
@@ -158,6 +171,7 @@ class StudyFile(Section):
     synthesis: SynthesisNode | None = None
     runs: dict[Name, Row] = Field(default_factory=dict)
     variants: dict[Name, Row] = Field(default_factory=dict)
+    averages: dict[Name, AverageRow] = Field(default_factory=dict)
     models: dict[Name, ModelRow] = Field(default_factory=dict)
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()
@@ -166,8 +180,9 @@ class StudyFile(Section):
     def check(self) -> None:
         if not (self.runs or self.models):
             raise ValueError("runs: give runs to train, or models to score")
-        if twice := sorted(self.runs.keys() & (self.variants.keys() | self.models.keys())):
-            raise ValueError(f"runs.{twice[0]}: is under variants or models too; choose another name")
+        names = [*self.runs, *self.variants, *self.averages, *self.models]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"runs, variants, averages, models: two are named {twice[0]}; rename one")
         own = self.runs | self.variants
         for kind, rows in ("runs", own), ("corpus", self.corpus):
             if wrong := [name for name, row in rows.items() if row.is_change]:
@@ -201,7 +216,7 @@ def load_study_file(path: Path) -> tuple[StudyFile, Path]:
     base.pop("scale", None)
     merged = _merged(_with_files_in(source.parent, base), tree)
     merged = {name: value for name, value in merged.items() if value is not None}
-    for kind in ("corpus", "runs", "variants", "models"):
+    for kind in ("corpus", "runs", "variants", "averages", "models"):
         if isinstance(rows := merged.get(kind), dict):
             merged[kind] = {name: row for name, row in rows.items() if row is not None}
     return build_config(merged, StudyFile, (), str(path)), out

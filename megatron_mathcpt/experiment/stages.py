@@ -40,7 +40,7 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph: `command` completes `folder`, which gets a manifest of `kind`.
+    """One node of the graph: `command` completes `folder`, which gets a manifest of `kind` (average: run).
 
     `needs` names the stages whose folders it reads; `files` are further inputs (benchmark items, corpora).
     `outside` are paths and patterns in its config that are no results of the study: raw corpora, weights.
@@ -193,9 +193,9 @@ class _Planner:
         several = tuple(f"synthesis/{shard}" for shard in self.shards)
         self.synthesis = several if study.shards > 1 else ("synthesis",) * study.shards
         # Folders of results are named after stages, so a path in a config says which stage makes it.
-        self.names = {*self.corpora, *study.corpus, *study.runs, *self.packed}
+        self.names = {*self.corpora, *study.corpus, *study.runs, *study.averages, *self.packed}
         self.names |= {"synthesis"} if study.synthesis else set()
-        self.names |= {f"{name}/hf" for name in self.scored if name in study.runs}
+        self.names |= {f"{name}/hf" for name in self.scored if name not in study.models}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
     def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
@@ -221,13 +221,21 @@ class _Planner:
             # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
             yield self.configured(name, "run", run, module, "--processes", str(processes))
-            if name in self.scored:
-                folder = out / name / "hf"
-                command = _verb("convert", "to-hf", out / name, "--out", folder)
-                yield Stage(f"{name}/hf", "hf", folder, command, (name,))
-                yield self.evaluate(name, folder, f"{name}/hf")
-        for name, row in study.models.items():
-            yield self.evaluate(name, row.hf or row.hub, row=row)
+            yield from self.scores(name)
+        for name, row in study.averages.items():
+            last = ("--last", row.last) if row.last else ()
+            command = _verb("average", *(out / one for one in row.of), "--out", out / name, *last)
+            yield Stage(name, "average", out / name, command, row.of)
+            yield from self.scores(name)
+        for name, model in study.models.items():
+            yield self.evaluate(name, model.hf or model.hub, row=model)
+
+    def scores(self, name: str) -> Iterator[Stage]:
+        folder = self.out / name / "hf"
+        if name in self.scored:
+            command = _verb("convert", "to-hf", self.out / name, "--out", folder)
+            yield Stage(f"{name}/hf", "hf", folder, command, (name,))
+            yield self.evaluate(name, folder, f"{name}/hf")
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
@@ -268,7 +276,8 @@ class _Planner:
 
     def report(self, made: Sequence[str]) -> Stage:
         folder, study = self.out / "report", self.study
-        runs = [name for name in (*study.runs, *study.models) if {name, f"{name}/evaluation"} & {*made}]
+        named = (*study.runs, *study.averages, *study.models)
+        runs = [name for name in named if {name, f"{name}/evaluation"} & {*made}]
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]

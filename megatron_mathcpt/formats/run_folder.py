@@ -23,6 +23,7 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, lo
 from megatron_mathcpt.records import JsonObject
 
 RUN = "run"  # kind of a run's folder
+AVERAGE = "average"  # in the config of a run's folder that is the mean of these checkpoints: no training
 FOLDER = "checkpoints"
 BASE = "base"  # small files of the starting weights, which exports give back (checkpoint/side_files.py)
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"

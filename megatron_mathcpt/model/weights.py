@@ -9,7 +9,8 @@ embedding is then one of a common token, and its logit the mean of all.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -113,6 +114,20 @@ class ExtendedWeights:
     def read(self, key: str, layer: int | None) -> torch.Tensor:
         whole = self._source.read(key, layer)
         return with_mean_rows(whole, self._rows) if key in (EMBEDDING, OUTPUT) else whole
+
+
+class MeanWeights:
+    """`WeightSource` of the plain mean of others: added in fp32 in their order, rounded once."""
+
+    def __init__(self, sources: Sequence[WeightSource]) -> None:
+        self._sources = sources
+
+    def read(self, key: str, layer: int | None) -> torch.Tensor:
+        total, types = torch.zeros(()), set[torch.dtype]()  # from zero, as numpy's mean, whose zeros are +0
+        for source in self._sources:
+            part = source.read(key, layer)
+            total, types = total + part.float(), types | {part.dtype}
+        return (total / len(self._sources)).to(reduce(torch.promote_types, types))
 
 
 def with_mean_rows(whole: torch.Tensor, rows: range) -> torch.Tensor:

@@ -186,13 +186,14 @@ def _number(value: float | None) -> float | None:
 
 def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin]) -> dict[str, int]:
     """Tokens of all pools except the general one that each run saw, its parent runs included."""
-    total: dict[str, int] = {}
+    own, behind = dict[str, int](), dict[str, set[str]]()
     for origin in origins:  # parents first
         manifest = manifests[origin.name]
         sources = RunCounts.model_validate(manifest.counts).tokens_by_source if manifest.kind == "run" else {}
-        own = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
-        total[origin.name] = own + sum(total[parent] for parent in origin.made_from)
-    return total
+        own[origin.name] = sum(part.seen for pool, part in sources.items() if pool != GENERAL)
+        # A stem counts once, also in an average of its branches.
+        behind[origin.name] = {origin.name}.union(*(behind[parent] for parent in origin.made_from))
+    return {name: sum(own[one] for one in found) for name, found in behind.items()}
 
 
 def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, Any]:

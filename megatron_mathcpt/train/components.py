@@ -14,6 +14,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.utils import get_model_config
 from torch.optim.optimizer import ParamsT
 
@@ -28,6 +29,7 @@ from megatron_mathcpt.checkpoint.load import (
 from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.phases import Phase, phase_at, phases_of
+from megatron_mathcpt.config.weight_map import EMBEDDING
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import run_folder as folders
@@ -250,9 +252,16 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
     ensure_fused_adam()
     settings = {  # under Megatron-Core's names
         name: DTYPES[value] if name.endswith("_dtype") else value
-        for name, value in config.optimizer.model_dump().items()
+        for name, value in config.optimizer.model_dump(exclude={"no_weight_decay"}).items()
     }
     parallel, precision = config.parallel, config.precision
+    spared = config.optimizer.no_weight_decay
+
+    def undecayed(weight: torch.Tensor, name: str) -> bool:
+        # Of a tied embedding the last pipeline stage has a copy, named as an output layer.
+        embeds = name.endswith(EMBEDDING) or getattr(weight, "shared_embedding", False)
+        return "embeddings" in spared if embeds else weight.dim() == 1 and "norms_and_biases" in spared
+
     # The precision-aware optimizer reads gradients in the type they are reduced in, any other in fp32.
     in_bf16 = config.optimizer.use_precision_aware_optimizer and not parallel.grad_reduce_in_fp32
     return get_megatron_optimizer(
@@ -267,6 +276,7 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
             **settings,
         ),
         model,
+        {ParamKey(with_name_predicate=ParamWithNamePredicate("undecayed", undecayed)): {"wd_mult": 0.0}},
         use_gloo_process_groups=False,
     )
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -163,14 +164,15 @@ def _folders(config: ExperimentConfig) -> list[Path]:
 
 
 def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manifest) -> None:
-    """Refuse to load an optimizer's state that the checkpoint lacks, or has in the other form."""
-    theirs = manifest.config.get("parallel", {}).get("use_distributed_optimizer")
-    if theirs is None or folders.is_weights_only(manifest):
+    """Refuse to load an optimizer's state that the checkpoint lacks, or has in another form."""
+    if "optimizer" not in manifest.config or folders.is_weights_only(manifest):
         raise ConfigError(f"init.load_optimizer: {checkpoint} has weights only; leave it out")
-    if theirs != config.parallel.use_distributed_optimizer:
-        raise ConfigError(
-            f"{MUST_STAY}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
-        )
+    then = _config_in(checkpoint, manifest)
+    for name in (MUST_STAY, "optimizer.no_weight_decay"):
+        if (theirs := attrgetter(name)(then)) != attrgetter(name)(config):
+            raise ConfigError(
+                f"{name}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
+            )
 
 
 def _read_before(
@@ -271,6 +273,8 @@ def recorded_config(run_folder: Path) -> ExperimentConfig:
 
 def _config_in(folder: Path, manifest: Manifest) -> ExperimentConfig:
     """As a current config: a field newer than the manifest gets its default, a removed one is ignored."""
+    if folders.AVERAGE in manifest.config:
+        raise ConfigError(f"{folder}: is an average, which was not trained; name a run it is made from")
     try:
         return ExperimentConfig.model_validate_json(json.dumps(manifest.config), extra="ignore")
     except ValidationError as error:

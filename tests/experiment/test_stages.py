@@ -315,6 +315,32 @@ def test_a_model_of_others_is_a_stage_that_needs_no_run(tmp_path: Path) -> None:
     assert words(only["report"], "--runs")[1] == "near"
 
 
+def test_an_average_is_scored_as_a_run_is_and_may_start_one(tmp_path: Path) -> None:
+    """Each run keeps two checkpoints, which `last: 2` takes."""
+    averages = {"soup": {"of": ["child", "tuned"]}, "late": {"of": ["base"], "last": 2}}
+    tree = {"from": "child", "set": {"init.checkpoint": "runs/demo/soup"}}
+    folder, out = study(tmp_path), tmp_path / "out"
+    runs = folder["runs"] | {"next": tree}
+    changes = {"averages": averages, "runs": runs, "report": {"comparisons": ["child:soup"]}}
+    (tmp_path / "study.yaml").write_text(json.dumps(folder | changes))
+    found = {one.name: one for one in build_stages(load_study(tmp_path / "study.yaml", Asked(out=out)), 2)}
+    assert words(found["soup"], "average") == [
+        *("average", f"{out}/child", f"{out}/tuned", "--out", f"{out}/soup")
+    ]
+    assert words(found["late"], "average")[1:] == [f"{out}/base", "--out", f"{out}/late", "--last", "2"]
+    assert (found["soup"].needs, found["next"].needs) == (("child", "tuned"), ("soup", "made"))
+    assert found["soup/hf"].needs == ("soup",)
+    assert found["soup/evaluation"].needs == ("corpora", "soup/hf")
+    assert {"soup", "late", "soup/evaluation", "late/evaluation"} <= {*found["report"].needs}
+    assert words(found["report"], "--runs")[1] == "tuned,child,base,next,soup,late"
+    assert words(found["report"], "--compare") == ["--compare", "child:soup"]
+    assert stage_job(found["soup"], load_cluster("h100"), out).gpus_per_node == 0
+    only = load_study(tmp_path / "study.yaml", Asked(out=out, only=["late"]))
+    assert [one.name for one in build_stages(only, 2, only=["late"])] == [
+        *("corpora", "raw", "base", "late", "late/hf", "late/evaluation", "report")
+    ]
+
+
 def test_an_evaluation_has_a_job_with_the_gpus_of_its_model(tmp_path: Path) -> None:
     models = {"far": {"hub": "a/b"}, "big": {"hub": "a/c", "tensor_model_parallel_size": 8}}
     found, cluster = stages(tmp_path, "models", models), load_cluster("h100")

@@ -55,6 +55,25 @@ def test_scores_have_hand_worked_errors_and_intervals(
     ]
 
 
+def test_an_average_of_branches_has_seen_their_stem_once(results: Path) -> None:
+    """10,300 tokens of mathematics in the base and in each of its two branches; an average has none."""
+    inputs = {
+        f"checkpoint {number}": load_manifest(results / name, "run").fingerprint()
+        for number, name in enumerate(("base1", "base2"), 1)
+    }
+    (results / "soup").mkdir()
+    (results / "soup" / "metrics.jsonl").write_bytes(b"")
+    write_manifest(results / "soup", "run", inputs=inputs, counts={"step": 40, "begin": BEGIN}, config={})
+    report_folder.write_evaluation(results, "soup", {"heldout_en": [True, False] * 10})
+    found = report_folder.report_json(results, (*RUNS, "soup"), [("soup", "base1")])["results"]
+    rows = {name: run["mathematics_tokens"] for name, run in found["runs"].items()}
+    assert rows == {"base": 10300, "base1": 20600, "base2": 20600, "soup": 30900}
+    soup = found["runs"]["soup"]
+    assert soup["scores"]["heldout_en"]["accuracy"] == 0.5 and soup["consumed_tokens"] == 0
+    assert next(one for one in found["origins"] if one["name"] == "soup")["made_from"] == ["base1", "base2"]
+    assert ("soup", "scored") in [row[:2] for row in list_runs(results)]
+
+
 def test_paired_tests_pooled_and_by_task(results: Path) -> None:
     pooled, english, chinese, *_ = built(results)["results"]["comparisons"]
     # 9:1 gives 2 (C(10,0) + C(10,1)) / 2^10 = 22/1024; Holm over the two tasks doubles the smaller p
