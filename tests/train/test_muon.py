@@ -15,8 +15,8 @@ from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_path
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from tests.support.llama_shapes import TINY_SHAPE
-from tests.support.training_outputs import metric_rows, rewind
-from tests.support.training_runs import KEEP_ALL, ConfigOf, train
+from tests.support.training_outputs import losses_of, metric_rows, rewind
+from tests.support.training_runs import KEEP_ALL, ConfigOf, train, train_forked
 from tests.train.test_averaged import weights
 from tests.train.test_weight_decay import one_step
 
@@ -107,3 +107,18 @@ def test_a_resumed_run_has_the_same_bits(config_of: ConfigOf, tmp_path: Path, pr
     assert shards[0] == shards[1] and shards[0]
     ours, theirs = weights(first, tmp_path / "first"), weights(second, tmp_path / "second")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@needs_muon
+def test_the_layout_does_not_change_it(config_of: ConfigOf, tmp_path: Path) -> None:
+    """Matrices are orthogonalised whole; a tensor-parallel checkpoint is continued by one process."""
+    layouts = {"tp": {"tensor_model_parallel_size": 2}, "pp": {"pipeline_model_parallel_size": 2}, "dp": {}}
+    every: dict[str, Any] = {"optimizer": MUON, "logging": {"interval": 1}, **KEEP_ALL}
+    train(config_of(**every), tmp_path / "one")
+    configs = {name: config_of(parallel=sizes, **every) for name, sizes in layouts.items()}
+    outs = train_forked(configs, 2, tmp_path)
+    shutil.copytree(outs["tp"], tmp_path / "again")
+    rewind(tmp_path / "again", 8)
+    train(config_of(**every), tmp_path / "again")
+    for out in (*outs.values(), tmp_path / "again"):
+        assert losses_of(out) == pytest.approx(losses_of(tmp_path / "one"), abs=1e-4), out
