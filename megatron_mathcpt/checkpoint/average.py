@@ -15,7 +15,7 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.formats.run_folder import AVERAGE, METRICS, RUN, WRITTEN, CheckpointCounts, RunCounts
+from megatron_mathcpt.formats.run_folder import AVERAGE, METRICS, RUN, WRITTEN, CheckpointCounts
 from megatron_mathcpt.formats.tokenizer_folder import compare_tokenizers
 from megatron_mathcpt.records import JsonObject
 
@@ -86,13 +86,12 @@ def _write(
     from megatron_mathcpt.model.weights import MeanWeights
 
     shape, known = checkpoint_shape(parents[0]), [*map(folders.checkpoint_counts, parents)]
-    ran = RunCounts(step=max(one.step for one in known), begin=known[0].begin)
-    base = known[0].base if len({one.base for one in known}) == 1 else None
-    tokens = known[0].model_dump(include=_TOKENS) | {"base": base}
-    counts = CheckpointCounts(step=ran.step, weights_only=True, **tokens)
+    tokens = known[0].model_dump(include=_TOKENS)
+    tokens |= {} if len({one.base for one in known}) == 1 else {"base": None}
+    counts = CheckpointCounts(step=max(one.step for one in known), weights_only=True, **tokens)
     mean = MeanWeights([CheckpointWeights(path, shape) for path in paths])
     with locked_folder(out, RUN, WRITTEN):
-        target = folders.checkpoint_path(out, ran.step)
+        target = folders.checkpoint_path(out, counts.step)
         writing = folders.begin(target)  # hidden until it is complete
         write_checkpoint_files(mean, shape, writing)
         files = manifests.sync_and_describe(writing, [file.name for file in writing.iterdir()])
@@ -100,4 +99,4 @@ def _write(
         folders.commit(target)
         keep_base(out, None, paths[0])
         write_atomically(out / METRICS, b"")  # so that it is listed as a run is
-        write_manifest(out, RUN, inputs=inputs, counts=ran, config=config)
+        write_manifest(out, RUN, inputs=inputs, counts=counts, config=config)

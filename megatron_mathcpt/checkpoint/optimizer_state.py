@@ -18,7 +18,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 PREFIX = "optimizer."  # of its tensors' keys, and of no weight's
-_PARTS = "param_state"
+_PARTS, _OTHERS = "param_state", "others"
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset and size
 
 
@@ -26,12 +26,14 @@ class OptimizerState:
     """An optimizer's state as `sharded`, for Megatron-Core to save or load; `load` applies it."""
 
     def __init__(self, optimizer: MegatronOptimizer, model: ShardedStateDict, *, loading: bool) -> None:
-        # The only optimizer in Megatron-Core's chain; mixture-of-experts layers would have a second.
-        (self._optimizer,) = getattr(optimizer, "chained_optimizers", [optimizer])
+        # Megatron-Core's chain has one optimizer, but of Muon two: its own, and AdamW for the rest.
+        chain: list[MegatronOptimizer] = getattr(optimizer, "chained_optimizers", [optimizer])
+        self._optimizer, *self._others = chain
         # By parameter, this rank's flat range of its fp32 copy ("param") and of its two moments.
         self._shards: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
         if not isinstance(self._optimizer, DistributedOptimizer):
-            self.sharded = self._optimizer.sharded_state_dict(model, is_loading=loading)
+            first, *others = (one.sharded_state_dict(model, is_loading=loading) for one in chain)
+            self.sharded = first | ({_OTHERS: others} if others else {})
             return
         if loading:  # allocates the moments, which otherwise appear in the first step
             self._optimizer.load_state_dict(self._optimizer.state_dict())
@@ -46,6 +48,8 @@ class OptimizerState:
 
     @torch.no_grad()
     def load(self, loaded: ShardedStateDict) -> None:
+        for one, state in zip(self._others, loaded.pop(_OTHERS, []), strict=True):
+            one.load_state_dict(state)
         self._optimizer.load_state_dict({key: value for key, value in loaded.items() if key != _PARTS})
         for parameter, tensors in self._shards.items():
             self._optimizer._set_main_param_and_optimizer_states(parameter, tensors)

@@ -60,13 +60,11 @@ def plan(
 
 @verb("average")
 def average(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN ...", help="run folders (their chosen checkpoint) or checkpoints")
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN ...", help="run folders, or single checkpoints")],
     out: Annotated[Path, Option(help="run folder to write")],
     last: Annotated[int | None, Option(min=2, help="of one run: its newest checkpoints, this many")] = None,
 ) -> None:
-    """Write the mean of checkpoints' weights, of branches or of a run's last ones, as a run folder."""
+    """Write the mean of the weights of runs' chosen checkpoints, or of one run's last, as a run folder."""
     from megatron_mathcpt.checkpoint.average import average
 
     paths = average(runs, out, last)

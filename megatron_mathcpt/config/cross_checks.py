@@ -102,6 +102,9 @@ def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
         "optimizer.use_precision_aware_optimizer: needs parallel.use_distributed_optimizer": (
             optimizer.use_precision_aware_optimizer and not parallel.use_distributed_optimizer
         ),
+        "optimizer.name: Megatron-Core's muon has no parallel.use_distributed_optimizer; leave one out": (
+            optimizer.name == "muon" and parallel.use_distributed_optimizer
+        ),
         "parallel.grad_reduce_in_fp32: has no effect with precision.params_dtype fp32": (
             fp32 and not parallel.grad_reduce_in_fp32
         ),

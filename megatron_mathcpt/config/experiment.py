@@ -105,15 +105,21 @@ _Undecayed = Annotated[tuple[_Parameters, ...], AfterValidator(lambda names: tup
 
 
 class OptimizerSection(Section):
-    """AdamW; `lr` and `min_lr` are the ends of the schedule.
+    """AdamW, or `name: muon` for the layers' matrices; `lr` and `min_lr` are the ends of the schedule.
 
     `use_precision_aware_optimizer` allows optimizer state below fp32 (Transformer Engine's FusedAdam, which
     needs parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights,
     `exp_avg_dtype` and `exp_avg_sq_dtype` are those of the moments.
     `no_weight_decay` names what does not decay: norms and biases, as in Megatron-LM; also embeddings (and the
     output layer, if it is tied to them), as in OLMo 2 (arXiv 2501.00656, section 3.2) and SmolLM3; [] is all.
+    Muon is Megatron-Core's (it needs the package emerging_optimizers): embeddings, output layer, norms and
+    biases keep AdamW, with the same rate; `muon_extra_scale_factor` 0.2 gives both about the same size of
+    update (arXiv 2502.16982). Query, key and value are matrices of their own. Plans count AdamW's memory.
     """
 
+    name: Literal["adam", "muon"] = Field(default="adam", exclude_if=lambda name: bool(name == "adam"))
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, exclude_if=lambda value: bool(value == 0.95))
+    muon_extra_scale_factor: float = Field(default=1.0, gt=0, exclude_if=lambda value: bool(value == 1.0))
     lr: float = Field(gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -131,6 +137,8 @@ class OptimizerSection(Section):
         types = {self.main_params_dtype, self.exp_avg_dtype, self.exp_avg_sq_dtype}
         if types != {"fp32"} and not self.use_precision_aware_optimizer:
             raise ValueError("main_params_dtype, exp_avg*_dtype: need use_precision_aware_optimizer")
+        if self.name != "muon" and (self.muon_momentum, self.muon_extra_scale_factor) != (0.95, 1.0):
+            raise ValueError("muon_momentum, muon_extra_scale_factor: have no effect without name: muon")
 
 
 class ScheduleSection(Section):

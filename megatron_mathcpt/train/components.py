@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from megatron.core import optimizer as optimizers
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer, muon
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.utils import get_model_config
 from torch.optim.optimizer import ParamsT
@@ -48,7 +50,7 @@ from megatron_mathcpt.planner.memory import check_memory, peak_checkpoint_bytes
 from megatron_mathcpt.train.blends import TrainDataset, build_train_datasets
 from megatron_mathcpt.train.datasets import ValidationSet
 from megatron_mathcpt.train.faults import GuardState, StepGuard
-from megatron_mathcpt.train.inputs import Inputs, check_resumable
+from megatron_mathcpt.train.inputs import NO_MUON, Inputs, check_resumable
 from megatron_mathcpt.train.process import start_evaluation
 
 logger = get_logger(__name__)
@@ -169,6 +171,8 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
         raise ConfigError(
             "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
         )
+    if config.optimizer.name == "muon":
+        check_muon()
     if layout.is_writer:
         # Now, not after hours, when the first save fails.
         folders.check_space(run_folder, peak_checkpoint_bytes(config))
@@ -248,11 +252,11 @@ def gather_parameters(state: TrainState) -> None:
 
 
 def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConfig) -> MegatronOptimizer:
-    """Megatron-Core's AdamW; the schedule sets its learning rate before each step."""
+    """Megatron-Core's AdamW or Muon; the schedule sets its learning rate before each step."""
     ensure_fused_adam()
     settings = {  # under Megatron-Core's names
         name: DTYPES[value] if name.endswith("_dtype") else value
-        for name, value in config.optimizer.model_dump(exclude={"no_weight_decay"}).items()
+        for name, value in config.optimizer.model_dump(exclude={"name", "no_weight_decay"}).items()
     }
     parallel, precision = config.parallel, config.precision
     spared = config.optimizer.no_weight_decay
@@ -264,9 +268,11 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
 
     # The precision-aware optimizer reads gradients in the type they are reduced in, any other in fp32.
     in_bf16 = config.optimizer.use_precision_aware_optimizer and not parallel.grad_reduce_in_fp32
-    return get_megatron_optimizer(
+    build = get_megatron_optimizer if config.optimizer.name == "adam" else muon.get_megatron_muon_optimizer
+    return build(
         OptimizerConfig(
-            optimizer="adam",
+            optimizer=config.optimizer.name,
+            muon_tp_mode="duplicated",  # the same in every layout; a process's rows alone are another update
             bf16=precision.params_dtype == "bf16",
             params_dtype=DTYPES[precision.params_dtype],
             main_grads_dtype=torch.bfloat16 if in_bf16 else torch.float32,
@@ -279,6 +285,15 @@ def build_optimizer(model: list[DistributedDataParallel], config: ExperimentConf
         {ParamKey(with_name_predicate=ParamWithNamePredicate("undecayed", undecayed)): {"wd_mult": 0.0}},
         use_gloo_process_groups=False,
     )
+
+
+def check_muon() -> None:
+    """Refuse Muon where its package is missing, or is not that of Megatron-Core's version."""
+    # `object` if it is missing; both renamed an argument between 0.16.1 and 0.19.
+    parent = getattr(optimizers, "emerging_optimizers", muon).OrthogonalizedOptimizer
+    argument = "use_nesterov" if hasattr(OptimizerConfig, "muon_use_nesterov") else "nesterov"
+    if argument not in signature(parent.__init__).parameters:
+        raise ConfigError(NO_MUON)
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 
@@ -41,6 +42,10 @@ MAY_CHANGE = (*_SECTIONS, "train.micro_batch_size", "train.deterministic")
 _DATA = (".bin", ".idx", ".npy")  # files of a corpus or of packed samples that training reads
 # Megatron-Core names the optimizer's state differently with and without it, so neither loads the other's.
 MUST_STAY = "parallel.use_distributed_optimizer"
+NO_MUON = (
+    "optimizer.name: muon needs emerging_optimizers (github.com/NVIDIA-NeMo/Emerging-Optimizers, v0.1.0 for "
+    "Megatron-Core 0.16, v0.3.0 for 0.19) and triton; install both, or take adam"
+)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,11 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
 def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
     """Compare the checksums of what the run will read; `full`: of every file, whatever its size.
 
-    A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py).
+    A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py). First it refuses an
+    optimizer whose package is missing; whether that can be imported and fits, components.py sees.
     """
+    if config.optimizer.name == "muon" and find_spec("emerging_optimizers") is None:
+        raise ConfigError(NO_MUON)
     for folder in _folders(config):
         verify_part(folder, load_manifest(folder, None), lambda name: full or name.endswith(_DATA), full=full)
         for index in sorted(folder.glob("datasets/*/*.idx")):
@@ -168,7 +176,7 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
     if "optimizer" not in manifest.config or folders.is_weights_only(manifest):
         raise ConfigError(f"init.load_optimizer: {checkpoint} has weights only; leave it out")
     then = _config_in(checkpoint, manifest)
-    for name in (MUST_STAY, "optimizer.no_weight_decay"):
+    for name in (MUST_STAY, "optimizer.name", "optimizer.no_weight_decay"):
         if (theirs := attrgetter(name)(then)) != attrgetter(name)(config):
             raise ConfigError(
                 f"{name}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"

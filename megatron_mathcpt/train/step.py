@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
@@ -88,7 +89,12 @@ def prepare_gradients(optimizer: MegatronOptimizer, settings: OptimizerSection, 
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
     # `optimizer.step()` in its parts, since the guard decides between clipping and the update.
     overflow = optimizer.prepare_grads()
-    norm = optimizer.clip_grad_norm(settings.clip_grad) if settings.clip_grad else optimizer.get_grad_norm()
+    norm = optimizer.get_grad_norm()
+    # Not by `clip_grad_norm`, which Muon's chain of two optimizers lacks.
+    for one in optimizer.chained_optimizers if settings.clip_grad else ():
+        decoupled = one.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+        if parameters := one.get_parameters():
+            clip_grad_by_total_norm_fp32(parameters, settings.clip_grad, norm, decoupled)
     return math.nan if overflow else float(norm)
 
 

@@ -18,7 +18,7 @@ from tests.support.training_runs import ConfigOf, run_command, train
 
 
 def weights(checkpoint: Path, out: Path) -> dict[str, Any]:
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     use_cpu()
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
@@ -41,9 +41,10 @@ def test_a_runs_last_checkpoints_are_averaged_and_trained_on(
     prints = [checkpoint_manifest(path).fingerprint() for path in parents]
     assert [*load_manifest(soup, "run").inputs.values()] == prints
     first, second = (weights(path, tmp_path / path.name) for path in parents)
-    for name, tensor in weights(made, tmp_path / "hf").items():
-        assert np.array_equal(tensor, np.mean(np.stack([first[name], second[name]]), axis=0)), name
-        assert np.array_equal(tensor, (first[name] + second[name]) / np.float32(2)), name
+    for name, found in weights(made, tmp_path / "hf").items():
+        tensor, pair = found.numpy(), (first[name].numpy(), second[name].numpy())
+        assert np.array_equal(tensor, np.mean(np.stack(pair), axis=0)), name
+        assert np.array_equal(tensor, (pair[0] + pair[1]) / np.float32(2)), name
     with pytest.raises(ConfigError, match="soup: is an average, which was not trained; name a run"):
         trace_step(soup, 1)
     config = config_of(init={"scratch": False, "checkpoint": str(soup)}, train={"train_tokens": 256})
