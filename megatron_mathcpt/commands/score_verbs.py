@@ -173,6 +173,9 @@ def report(
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
+    rank: Annotated[
+        list[str] | None, Option(metavar="BASELINE", help="rank the sources of runs compared with it")
+    ] = None,
     quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
@@ -182,19 +185,39 @@ def report(
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     out = out or root / "report"
-    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), study=study)
+    pairs = pairs_of(compare or ())
+    build_report(root, out, runs=names, comparisons=pairs, study=study, ranked=rank or ())
     if not quiet:
         print_report(out, root.resolve().name)
 
 
 def print_report(out: Path, title: str) -> None:
-    """Print the scores, the pooled comparisons and the path of the report in `out`."""
-    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
+    """Print the scores, pooled comparisons, rankings, searches and the path of the report in `out`."""
+    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_found, load_scores
 
     rows, sentences = load_scores(out)
     print_table(SCORE_HEADINGS, rows, title)
-    for sentence in (*sentences, f"Report: {out / 'index.html'}"):
+    for sentence in (*sentences, *load_found(out), f"Report: {out / 'index.html'}"):
         echo(sentence)
+
+
+@verb("mixture")
+def mixture(
+    config: Annotated[Path, Argument(help="YAML file that a study writes for one of its `mixtures`")],
+    out: Annotated[
+        Path, Option(help="folder of the result: best.yaml for --add, check.yaml of the check run")
+    ],
+) -> None:
+    """Predict the best mixture of pools from the validation losses of a study's proxies."""
+    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config.data_search import MixtureSearch
+    from megatron_mathcpt.report.mixture_search import judge_search, search_mixture
+    from megatron_mathcpt.report.page import describe_found
+
+    settings = load_config(config, MixtureSearch)
+    found = {settings.name: judge_search(search_mixture(settings, out), {})}
+    for line in describe_found({"worth": [], "searches": found}, {}):
+        echo(line)
 
 
 @verb("status")

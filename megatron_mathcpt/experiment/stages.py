@@ -26,6 +26,7 @@ from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.report.mixture_search import CHECK
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
 
@@ -195,7 +196,7 @@ class _Planner:
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *study.corpus, *study.runs, *self.packed}
         self.names |= {"synthesis"} if study.synthesis else set()
-        self.names |= {f"{name}/hf" for name in self.scored if name in study.runs}
+        self.names |= {f"{name}/hf" for name in self.scored if name in study.runs} | {*study.mixtures}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
     def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
@@ -217,10 +218,14 @@ class _Planner:
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
+        searches = {search.check_run.name: name for name, search in study.mixtures.items()}
+        for name, search in study.mixtures.items():
+            yield self.configured(name, "mixture", Resolved(search, {}), _verb("mixture"))
         for name, run in study.runs.items():
             # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
-            yield self.configured(name, "run", run, module, "--processes", str(processes))
+            stage = self.configured(name, "run", run, module, "--processes", str(processes))
+            yield self.check(stage, searches[name]) if name in searches else stage
             if name in self.scored:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
@@ -228,6 +233,14 @@ class _Planner:
                 yield self.evaluate(name, folder, f"{name}/hf")
         for name, row in study.models.items():
             yield self.evaluate(name, row.hf or row.hub, row=row)
+
+    def check(self, stage: Stage, search: str) -> Stage:
+        """`stage` with the config that the search writes; its own, of the start's blend, is for planning."""
+        found = str(self.out / search / CHECK)
+        command = tuple(
+            found if stage.config and word == str(stage.config.path) else word for word in stage.command
+        )
+        return replace(stage, command=command, needs=(*stage.needs, search), config=None)
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
@@ -272,9 +285,11 @@ class _Planner:
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]
+        for baseline in study.ranked:
+            words += ["--rank", baseline]
         words += ["--study"] if study.published else []
-        scores = (f"{name}/evaluation" for name in self.scored)
-        needs = tuple(name for name in (*study.corpus, *self.synthesis, *runs, *scores) if name in made)
+        scores, builds = (f"{name}/evaluation" for name in self.scored), (*study.corpus, *self.synthesis)
+        needs = tuple(name for name in (*builds, *runs, *study.mixtures, *scores) if name in made)
         return Stage("report", "report", folder, _verb("report", *words), needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:

@@ -55,6 +55,7 @@ class RunCounts(Row):
     tokens_by_source: dict[str, SourceTokens] = Field(default_factory=dict)
     final_validation: dict[str, Loss] | None = None
     begin: str | None = None  # the token that begins every document, as text; "" for none, None in older ones
+    processes: int = 1  # of a finished run, at its end
 
 
 class CheckpointCounts(RunCounts):

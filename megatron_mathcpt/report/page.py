@@ -38,17 +38,21 @@ def build_report(
     runs: Sequence[str],
     comparisons: Sequence[Pair],
     study: bool = False,
+    ranked: Sequence[str] = (),
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
-    `study` compares runs that published.yaml names with the published figures. Raises as `load_runs` does.
+    `study` compares runs that published.yaml names with the published figures; sources are ranked against
+    each baseline of `ranked`. Raises as `load_runs` does.
     """
     loaded = load_runs(root, runs)
     manifests = find_manifests(root, without=out)
     times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
     report = {
-        "results": build_results(loaded, comparisons, manifests, find_origins(root, manifests), study),
+        "results": build_results(
+            loaded, comparisons, manifests, find_origins(root, manifests), study, ranked
+        ),
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
@@ -69,6 +73,7 @@ def build_report(
                 "runs": [*runs],
                 "comparisons": [*map(list, comparisons)],
                 "study": study,
+                "ranked": [*ranked],
             },
         )
     return out / "index.html"
@@ -92,6 +97,16 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     return rows, [found["sentence"] for found in pooled]
 
 
+def load_found(out: Path) -> list[str]:
+    """Of the report in `out`, lines on what sources are worth and what searches found."""
+    return describe_found(**json.loads((out / "report.json").read_bytes()))
+
+
+def describe_found(results: Mapping[str, Any], timings: Mapping[str, Any], **_: object) -> list[str]:
+    """The same from report.json's content."""
+    return _fill_template("search.txt.j2", results=results, timings=timings).splitlines()
+
+
 def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
     accuracy = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
     return accuracy, figures.number(score["bits_per_byte"])
@@ -113,6 +128,8 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         alpha=ALPHA,
         pooled=POOLED,
         **report,
+        lines=describe_found(**report),
+        search_plots={name: _search_plot(name, found) for name, found in results["searches"].items()},
         index={name: number for number, name in enumerate(runs)},
         pools=sorted(pools),
         score_plots=_score_plots(results),
@@ -157,6 +174,15 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
                 rows.append((name, index, low, share, high, text))
         plots.append(interval_plot(task, rows, 0.0, top))
     return plots
+
+
+def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
+    """A dot for each run of a search, by predicted and measured loss; its colour is by use."""
+    rows, best = [*found["runs"].items()], found["best"]
+    dots = [(run, int(at >= found["proxies"]), row) for at, (run, row) in enumerate(rows)]
+    dots += [(found["check"], 2, best)] if best["measured"] is not None else []
+    points = [(run, colour, [(row["predicted"], row["measured"])]) for run, colour, row in dots]
+    return line_plot(name, points, from_zero=False)
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:

@@ -20,8 +20,11 @@ from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import Pair, compare_runs
 from megatron_mathcpt.report.figures import Point
+from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
+from megatron_mathcpt.report.mixture_search import judge_search
 from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
@@ -37,20 +40,29 @@ def build_results(
     manifests: dict[str, Manifest],
     origins: Sequence[Origin],
     study: bool,
+    ranked: Sequence[str] = (),
 ) -> dict[str, JsonValue]:
-    """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
+    """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons.
+
+    Sources are ranked against each baseline of `ranked`.
+    """
     published = load_published() if study else None
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, compared)
     tokens = _mathematics_tokens(manifests, origins)
-    rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
+    rows: dict[str, Any] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
+        "worth": [rank_sources(baseline, rows, comparisons) for baseline in ranked],
+        "searches": {
+            name: judge_search(found, rows.get(found["check"], {}).get("final_validation", {}))
+            for name, found in _counts(manifests, MIXTURE).items()
+        },
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
@@ -60,10 +72,16 @@ def build_results(
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage, and each run's median tokens per second."""
+    """Seconds of each pipeline stage; each run's median tokens per second, and its processes' hours at it."""
     rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
     speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
-    return {"stage_seconds": stages, "tokens_per_second": speeds}
+    counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
+    hours = {
+        name: found.consumed_tokens / speeds[name] * found.processes / 3600
+        for name, found in counts.items()
+        if name in speeds
+    }
+    return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:

@@ -1,0 +1,103 @@
+"""Sections of a study file that become many rows of runs: microanneals, and searches for a mixture.
+
+    microanneals:
+      price: {from: anneal, rest: {general: 1.0}, share: 0.5, sources: {math_corpus: {}, problem_solving: {}}}
+    mixtures:
+      mix: {from: anneal, start: {general: 2, math_corpus: 1, problem_solving: 1}, concentration: 8}
+
+Each run is a row like any other (`mathcpt show STUDY.yaml:price-math_corpus`): the row `from`, best one of
+`variants` that decays a stem's learning rate to zero, with another blend; tokens and seed are the same.
+Microanneals are those of OLMo 3 (arXiv 2512.13961): a source mixed with general text, against that alone.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints
+
+from megatron_mathcpt.config.base import Section, Tree
+from megatron_mathcpt.config.experiment import ExperimentConfig
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Blend = dict[str, Annotated[float, Field(gt=0)]]
+
+
+class ManyRuns(Section):
+    """Runs that start from one row and differ in their blend."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    from_: Name = Field(alias="from")
+
+    def rows(self, name: str) -> dict[str, Tree]:
+        """What each run sets, by its name; `name` is that of the section."""
+        raise NotImplementedError
+
+
+class Microanneal(ManyRuns):
+    """NAME-rest on `rest` alone, NAME-SOURCE with `share` of the pool SOURCE, which may set more fields."""
+
+    rest: Blend = Field(min_length=1)
+    share: float = Field(default=0.5, gt=0, lt=1)
+    sources: dict[Name, dict[str, JsonValue]] = Field(min_length=1)
+
+    def check(self) -> None:
+        if wrong := [source for source in self.sources if source in (*self.rest, "rest")]:
+            raise ValueError(f"sources.{wrong[0]}: is part of the rest; give pools that are not in it")
+        if any(field.startswith("data.blend") for more in self.sources.values() for field in more):
+            raise ValueError("sources: rest and share decide data.blend; leave it out")
+
+    def rows(self, name: str) -> dict[str, Tree]:
+        parts = {pool: weight / sum(self.rest.values()) for pool, weight in self.rest.items()}
+        rows: dict[str, Tree] = {f"{name}-rest": {"data.blend": {**parts}}}
+        left = {pool: (1 - self.share) * part for pool, part in parts.items()}
+        for source, more in self.sources.items():
+            rows[f"{name}-{source}"] = {**more, "data.blend": {**left, source: self.share}}
+        return rows
+
+
+class Mixture(ManyRuns):
+    """NAME-01 (the start) to NAME-`proxies`, NAME-held-1 to `held_out`, and the check NAME-best.
+
+    Mixtures are Dirichlet draws with `concentration` times the shares of `start`, the wider the smaller it
+    is. The mean loss of the validation sets in `target`, by weight, is minimised; none: of `start`'s pools.
+    """
+
+    start: Blend = Field(min_length=2)
+    concentration: float = Field(gt=0)
+    proxies: int = 12
+    held_out: int = Field(default=5, ge=4)  # below, a rank correlation has no interval
+    seed: int = Field(default=1, ge=0)
+    target: Blend = Field(default_factory=dict)
+
+    def check(self) -> None:
+        if self.proxies < (least := len(self.start) + 2):
+            few = (
+                f"proxies: {self.proxies}, but a law of {least - 1} parameters is fitted without each of them"
+            )
+            raise ValueError(f"{few}; give {least} or more")
+
+    def rows(self, name: str) -> dict[str, Tree]:
+        weights = np.array([*self.start.values()]) / sum(self.start.values())
+        shares = [weights, *self.draw(self.proxies - 1 + self.held_out, 0), weights]
+        names = [f"{name}-{number:02d}" for number in range(1, self.proxies + 1)]
+        names += [f"{name}-held-{number}" for number in range(1, self.held_out + 1)]
+        sets: JsonValue = [*dict.fromkeys([*self.start, *self.target])]
+        blends = (dict(zip(self.start, row.tolist(), strict=True)) for row in shares)
+        runs = zip((*names, f"{name}-best"), blends, strict=True)  # until the best is known, the start
+        return {run: {"data.blend": {**blend}, "validation.sets": sets} for run, blend in runs}
+
+    def draw(self, number: int, stream: int) -> "np.typing.NDArray[np.float64]":
+        """Shares of `number` mixtures [mixture, pool] to four digits, none of them 0."""
+        alpha = self.concentration * np.array([*self.start.values()]) / sum(self.start.values())
+        drawn = np.random.default_rng([self.seed, stream]).dirichlet(alpha, number)
+        return np.maximum(drawn, 1e-4).round(4)
+
+
+class MixtureSearch(Section):
+    """The complete config of one search: folders of its runs, and its check with the start's blend."""
+
+    name: Name
+    mixture: Mixture
+    runs: tuple[Path, ...]
+    check_run: ExperimentConfig
