@@ -173,9 +173,7 @@ def report(
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
-    rank: Annotated[
-        list[str] | None, Option(metavar="BASELINE", help="rank the sources of runs compared with it")
-    ] = None,
+    rank: Annotated[list[str] | None, Option(metavar="BASELINE", help="rank sources against it")] = None,
     quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
@@ -192,21 +190,19 @@ def report(
 
 
 def print_report(out: Path, title: str) -> None:
-    """Print the scores, pooled comparisons, rankings, searches and the path of the report in `out`."""
-    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_found, load_scores
+    """Print the scores, what the report in `out` says of comparisons and searches, and its path."""
+    from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
 
     rows, sentences = load_scores(out)
     print_table(SCORE_HEADINGS, rows, title)
-    for sentence in (*sentences, *load_found(out), f"Report: {out / 'index.html'}"):
+    for sentence in (*sentences, f"Report: {out / 'index.html'}"):
         echo(sentence)
 
 
 @verb("mixture")
 def mixture(
     config: Annotated[Path, Argument(help="YAML file that a study writes for one of its `mixtures`")],
-    out: Annotated[
-        Path, Option(help="folder of the result: best.yaml for --add, check.yaml of the check run")
-    ],
+    out: Annotated[Path, Option(help="folder of best.yaml, for --add, and of check.yaml, for the check run")],
 ) -> None:
     """Predict the best mixture of pools from the validation losses of a study's proxies."""
     from megatron_mathcpt.config.base import load_config
@@ -216,8 +212,7 @@ def mixture(
 
     settings = load_config(config, MixtureSearch)
     found = {settings.name: judge_search(search_mixture(settings, out), {})}
-    for line in describe_found({"worth": [], "searches": found}, {}):
-        echo(line)
+    echo("\n".join(describe_found({"worth": [], "searches": found}, {})))
 
 
 @verb("status")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section, Tree
@@ -21,22 +22,13 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Blend = dict[str, Annotated[float, Field(gt=0)]]
+LEAST = 1e-4  # share of a pool in a drawn mixture
 
 
-class ManyRuns(Section):
-    """Runs that start from one row and differ in their blend."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-    from_: Name = Field(alias="from")
-
-    def rows(self, name: str) -> dict[str, Tree]:
-        """What each run sets, by its name; `name` is that of the section."""
-        raise NotImplementedError
-
-
-class Microanneal(ManyRuns):
+class Microanneal(Section):
     """NAME-rest on `rest` alone, NAME-SOURCE with `share` of the pool SOURCE, which may set more fields."""
 
+    from_: Name = Field(alias="from")
     rest: Blend = Field(min_length=1)
     share: float = Field(default=0.5, gt=0, lt=1)
     sources: dict[Name, dict[str, JsonValue]] = Field(min_length=1)
@@ -48,21 +40,24 @@ class Microanneal(ManyRuns):
             raise ValueError("sources: rest and share decide data.blend; leave it out")
 
     def rows(self, name: str) -> dict[str, Tree]:
-        parts = {pool: weight / sum(self.rest.values()) for pool, weight in self.rest.items()}
-        rows: dict[str, Tree] = {f"{name}-rest": {"data.blend": {**parts}}}
-        left = {pool: (1 - self.share) * part for pool, part in parts.items()}
+        """What each run sets, by its name; `name` is that of the section."""
+        rest = _shares(self.rest)
+        rows: dict[str, Tree] = {f"{name}-rest": {"data.blend": {**rest}}}
         for source, more in self.sources.items():
+            left = {pool: (1 - self.share) * part for pool, part in rest.items()}
             rows[f"{name}-{source}"] = {**more, "data.blend": {**left, source: self.share}}
         return rows
 
 
-class Mixture(ManyRuns):
+class Mixture(Section):
     """NAME-01 (the start) to NAME-`proxies`, NAME-held-1 to `held_out`, and the check NAME-best.
 
     Mixtures are Dirichlet draws with `concentration` times the shares of `start`, the wider the smaller it
     is. The mean loss of the validation sets in `target`, by weight, is minimised; none: of `start`'s pools.
     """
 
+    model_config = ConfigDict(serialize_by_alias=True)
+    from_: Name = Field(alias="from")
     start: Blend = Field(min_length=2)
     concentration: float = Field(gt=0)
     proxies: int = 12
@@ -78,20 +73,27 @@ class Mixture(ManyRuns):
             raise ValueError(f"{few}; give {least} or more")
 
     def rows(self, name: str) -> dict[str, Tree]:
-        weights = np.array([*self.start.values()]) / sum(self.start.values())
-        shares = [weights, *self.draw(self.proxies - 1 + self.held_out, 0), weights]
+        """What each run sets, by its name; until the best is known, the check has the start's blend."""
+        drawn = self.draw(self.proxies - 1 + self.held_out, 0).tolist()
         names = [f"{name}-{number:02d}" for number in range(1, self.proxies + 1)]
         names += [f"{name}-held-{number}" for number in range(1, self.held_out + 1)]
-        sets: JsonValue = [*dict.fromkeys([*self.start, *self.target])]
-        blends = (dict(zip(self.start, row.tolist(), strict=True)) for row in shares)
-        runs = zip((*names, f"{name}-best"), blends, strict=True)  # until the best is known, the start
-        return {run: {"data.blend": {**blend}, "validation.sets": sets} for run, blend in runs}
+        sets, start = [*dict.fromkeys([*self.start, *self.target])], [*_shares(self.start).values()]
+        runs = zip((*names, f"{name}-best"), (start, *drawn, start), strict=True)
+        blends = {run: dict(zip(self.start, row, strict=True)) for run, row in runs}
+        return {run: {"data.blend": {**blend}, "validation.sets": [*sets]} for run, blend in blends.items()}
 
-    def draw(self, number: int, stream: int) -> "np.typing.NDArray[np.float64]":
+    def draw(self, number: int, stream: int) -> NDArray[np.float64]:
         """Shares of `number` mixtures [mixture, pool] to four digits, none of them 0."""
-        alpha = self.concentration * np.array([*self.start.values()]) / sum(self.start.values())
-        drawn = np.random.default_rng([self.seed, stream]).dirichlet(alpha, number)
-        return np.maximum(drawn, 1e-4).round(4)
+        alpha = self.concentration * np.array([*_shares(self.start).values()])
+        return np.maximum(np.random.default_rng([self.seed, stream]).dirichlet(alpha, number), LEAST).round(4)
+
+    def losses(self) -> dict[str, float]:
+        """The weight of each validation set in what is minimised."""
+        return _shares(self.target or dict.fromkeys(self.start, 1.0))
+
+
+def _shares(weights: Blend) -> Blend:
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 class MixtureSearch(Section):

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from megatron_mathcpt.config import base
 from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.data_search import MixtureSearch
+from megatron_mathcpt.config.data_search import Microanneal, Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import (
     AddedRow,
@@ -260,7 +260,8 @@ class _Reader:
         }
         self.microanneals = file.microanneals if at.microanneals is None else at.microanneals
         self.mixtures = file.mixtures if at.mixtures is None else at.mixtures
-        for one, many in [*self.microanneals.items(), *self.mixtures.items()]:
+        nodes: list[tuple[str, Microanneal | Mixture]] = [*self.microanneals.items(), *self.mixtures.items()]
+        for one, many in nodes:
             for name, changes in many.rows(one).items():
                 if name in self.rows["runs"]:
                     raise ConfigError(f"{path}: {one}: its run {name} has the name of another; rename one")

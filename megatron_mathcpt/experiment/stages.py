@@ -218,14 +218,12 @@ class _Planner:
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
-        searches = {search.check_run.name: name for name, search in study.mixtures.items()}
         for name, search in study.mixtures.items():
             yield self.configured(name, "mixture", Resolved(search, {}), _verb("mixture"))
         for name, run in study.runs.items():
             # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
-            stage = self.configured(name, "run", run, module, "--processes", str(processes))
-            yield self.check(stage, searches[name]) if name in searches else stage
+            yield self.checked(self.configured(name, "run", run, module, "--processes", str(processes)))
             if name in self.scored:
                 folder = out / name / "hf"
                 command = _verb("convert", "to-hf", out / name, "--out", folder)
@@ -234,12 +232,11 @@ class _Planner:
         for name, row in study.models.items():
             yield self.evaluate(name, row.hf or row.hub, row=row)
 
-    def check(self, stage: Stage, search: str) -> Stage:
-        """`stage` with the config that the search writes; its own, of the start's blend, is for planning."""
-        found = str(self.out / search / CHECK)
-        command = tuple(
-            found if stage.config and word == str(stage.config.path) else word for word in stage.command
-        )
+    def checked(self, stage: Stage) -> Stage:
+        """`stage`; the check of a search with the config that this writes, its own being for planning."""
+        if (search := stage.name.removesuffix("-best")) not in self.study.mixtures:
+            return stage
+        command = (*stage.command[:3], str(self.out / search / CHECK), *stage.command[4:])
         return replace(stage, command=command, needs=(*stage.needs, search), config=None)
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:

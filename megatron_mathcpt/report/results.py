@@ -76,11 +76,8 @@ def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, di
     rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
     speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
     counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
-    hours = {
-        name: found.consumed_tokens / speeds[name] * found.processes / 3600
-        for name, found in counts.items()
-        if name in speeds
-    }
+    seconds = {name: counts[name].consumed_tokens / speed for name, speed in speeds.items()}
+    hours = {name: time * counts[name].processes / 3600 for name, time in seconds.items()}
     return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
 
 
