@@ -52,7 +52,7 @@ def fit_laws(shares: Array, losses: Array) -> Array:
         for start in (part * lowest for part in _STARTS):
             t, *_ = np.linalg.lstsq(shares, np.log(column - start), rcond=None)
             limits = [0.0, *-free], [lowest, *free]
-            fits.append(least_squares(residuals, [start, *t], "3-point", limits, xtol=1e-12, ftol=1e-12))
+            fits.append(least_squares(residuals, [start, *t], "3-point", limits))
         return np.asarray(min(fits, key=lambda found: float(found.cost)).x)
 
     with np.errstate(over="ignore"):  # a step too far, from which the fit returns
