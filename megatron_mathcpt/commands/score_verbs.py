@@ -173,7 +173,6 @@ def report(
     study: Annotated[
         bool, Option("--study", help="compare with the published figures of arXiv 2501.14002")
     ] = False,
-    rank: Annotated[list[str] | None, Option(metavar="BASELINE", help="rank sources against it")] = None,
     quiet: Annotated[bool, Option("--quiet", help="write the report, print nothing")] = False,
 ) -> None:
     """Write the report on a folder of results, and print the scores."""
@@ -183,8 +182,7 @@ def report(
 
     names = [name for name in runs.split(",") if name] or finished_runs(root)
     out = out or root / "report"
-    pairs = pairs_of(compare or ())
-    build_report(root, out, runs=names, comparisons=pairs, study=study, ranked=rank or ())
+    build_report(root, out, runs=names, comparisons=pairs_of(compare or ()), study=study)
     if not quiet:
         print_report(out, root.resolve().name)
 

@@ -23,6 +23,7 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Blend = dict[str, Annotated[float, Field(gt=0)]]
 LEAST = 1e-4  # share of a pool in a drawn mixture
+REST, BEST = "-rest", "-best"  # ends of the names of a baseline, and of a check run
 
 
 class Microanneal(Section):
@@ -42,7 +43,7 @@ class Microanneal(Section):
     def rows(self, name: str) -> dict[str, Tree]:
         """What each run sets, by its name; `name` is that of the section."""
         rest = _shares(self.rest)
-        rows: dict[str, Tree] = {f"{name}-rest": {"data.blend": {**rest}}}
+        rows: dict[str, Tree] = {name + REST: {"data.blend": {**rest}}}
         for source, more in self.sources.items():
             left = {pool: (1 - self.share) * part for pool, part in rest.items()}
             rows[f"{name}-{source}"] = {**more, "data.blend": {**left, source: self.share}}
@@ -67,10 +68,8 @@ class Mixture(Section):
 
     def check(self) -> None:
         if self.proxies < (least := len(self.start) + 2):
-            few = (
-                f"proxies: {self.proxies}, but a law of {least - 1} parameters is fitted without each of them"
-            )
-            raise ValueError(f"{few}; give {least} or more")
+            law = f"a law of {least - 1} parameters is fitted without each of them"
+            raise ValueError(f"proxies: {self.proxies}, but {law}; give {least} or more")
 
     def rows(self, name: str) -> dict[str, Tree]:
         """What each run sets, by its name; until the best is known, the check has the start's blend."""
@@ -78,7 +77,7 @@ class Mixture(Section):
         names = [f"{name}-{number:02d}" for number in range(1, self.proxies + 1)]
         names += [f"{name}-held-{number}" for number in range(1, self.held_out + 1)]
         sets, start = [*dict.fromkeys([*self.start, *self.target])], [*_shares(self.start).values()]
-        runs = zip((*names, f"{name}-best"), (start, *drawn, start), strict=True)
+        runs = zip((*names, name + BEST), (start, *drawn, start), strict=True)
         blends = {run: dict(zip(self.start, row, strict=True)) for run, row in runs}
         return {run: {"data.blend": {**blend}, "validation.sets": [*sets]} for run, blend in blends.items()}
 

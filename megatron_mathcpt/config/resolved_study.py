@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from megatron_mathcpt.config import base
 from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.data_search import Microanneal, Mixture, MixtureSearch
+from megatron_mathcpt.config.data_search import BEST, REST, Microanneal, Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import (
     AddedRow,
@@ -65,7 +65,6 @@ class Study:
     scored: tuple[str, ...]
     evaluation: EvaluationNode
     comparisons: tuple[tuple[str, str], ...]
-    ranked: tuple[str, ...]  # baselines of microanneals, whose candidates are sources
     mixtures: Mapping[str, MixtureSearch]
     published: bool
 
@@ -162,20 +161,19 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         scored=tuple(asked.only) or scored,
         evaluation=evaluation,
         comparisons=(),
-        ranked=(),
         mixtures={
             name: MixtureSearch(
                 name=name,
                 mixture=node,
                 runs=tuple(reader.out / run for run in [*node.rows(name)][:-1]),
-                check_run=resolved[f"{name}-best"].config,
+                check_run=resolved[name + BEST].config,
             )
             for name, node in reader.mixtures.items()
         },
         published=file.report.study,
     )
     pairs = pairs_of(file.report.comparisons)
-    pairs += [(run, rest) for run, name in annealed.items() if run != (rest := f"{name}-rest")]
+    pairs += [(run, rest) for run, name in annealed.items() if run != (rest := name + REST)]
     _check_names(study, str(path), scored, pairs)
     if left := sorted(set(added) - set(study.scored)):
         raise ConfigError(f"--only: leaves out '{left[0]}' of --add; name it too")
@@ -183,9 +181,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     _check_pairs("--compare", more, study.scored)
     kept = [pair for pair in pairs if set(pair) <= set(study.scored)]
     models = {name: row for name, row in file.models.items() if name in study.scored}
-    baselines = {baseline for _, baseline in kept}
-    ranked = tuple(rest for name in reader.microanneals if (rest := f"{name}-rest") in baselines)
-    return replace(study, models=models, comparisons=(*kept, *more), ranked=ranked)
+    return replace(study, models=models, comparisons=(*kept, *more))
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:

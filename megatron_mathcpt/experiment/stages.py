@@ -19,6 +19,7 @@ from typing import NamedTuple
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
+from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -234,7 +235,7 @@ class _Planner:
 
     def checked(self, stage: Stage) -> Stage:
         """`stage`; the check of a search with the config that this writes, its own being for planning."""
-        if (search := stage.name.removesuffix("-best")) not in self.study.mixtures:
+        if (search := stage.name.removesuffix(BEST)) not in self.study.mixtures:
             return stage
         command = (*stage.command[:3], str(self.out / search / CHECK), *stage.command[4:])
         return replace(stage, command=command, needs=(*stage.needs, search), config=None)
@@ -282,8 +283,6 @@ class _Planner:
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]
-        for baseline in study.ranked:
-            words += ["--rank", baseline]
         words += ["--study"] if study.published else []
         scores, builds = (f"{name}/evaluation" for name in self.scored), (*study.corpus, *self.synthesis)
         needs = tuple(name for name in (*builds, *runs, *study.mixtures, *scores) if name in made)

@@ -7,11 +7,7 @@ within the range of each of their shares and the run's `data.max_epochs`: where 
 Everything is fitted again without each proxy: this gives intervals (jackknife+, Barber et al. 2021; about
 90 % for a mixture drawn like the proxies, less for the best, which was selected) and the range of the best.
 
-What differs from others: CLIMB (arXiv 2504.13161) mixes clusters of text found by embeddings, not named
-pools, searches in iterations of 64, 32 and 16 proxies, and fits LightGBM to benchmark scores; RegMix (arXiv
-2407.01492) trains 512 proxies of 1M parameters, fits LightGBM or a linear model, and takes the mean of the
-100 best simulated mixtures. Here: one round, few proxies, a law of few parameters for each validation loss,
-the best single draw, and a run that checks it.
+configs/recipes/study.yaml says what differs from CLIMB and RegMix.
 """
 
 import json
@@ -99,14 +95,16 @@ def _search(config: MixtureSearch, runs: Mapping[Path, RunCounts]) -> JsonObject
     def by_pool(row: Array) -> dict[str, float]:
         return dict(zip(pools, row.tolist(), strict=True))
 
-    def predicted(row: Array, value: float | None = None) -> JsonObject:
+    def predicted(row: Array) -> JsonObject:
         # Jackknife+: what each fit without one proxy says, wrong by as much as on that one.
         found = np.array([predict(one, row) @ weights for one in without])
         low, high = np.sort(found - errors)[skipped], np.sort(found + errors)[-1 - skipped]
-        value = float(predict(laws, row) @ weights) if value is None else value
+        value = float(predict(laws, row) @ weights)
         return {"shares": by_pool(row), "predicted": value, "low": float(low), "high": float(high)}
 
-    tried = [predicted(row, *own[at : at + 1]) for at, row in enumerate(shares)]  # a proxy, without itself
+    tried = [predicted(row) for row in shares]
+    for row, value in zip(tried, own, strict=False):  # a proxy is predicted without itself
+        row |= {"predicted": value, "low": None, "high": None}
     mixtures = _candidates(config, shares[:n], next(iter(runs.values())))
     best, *others = (mixtures[np.argmin(predict(one, mixtures) @ weights)] for one in (laws, *without))
     ends = {"lowest": by_pool(np.min(others, axis=0)), "highest": by_pool(np.max(others, axis=0))}
@@ -155,9 +153,9 @@ def judge_search(result: JsonObject, validation: Mapping[str, float | None]) -> 
 
     `validation` are the check run's final losses.
     """
-    losses = [loss for of in result["target"] if (loss := validation.get(of)) is not None]
-    measured, best = None, result["best"]
-    if len(losses) == len(result["target"]):
-        measured = sum(weight * loss for weight, loss in zip(result["target"].values(), losses, strict=True))
-    within = None if measured is None else best["low"] <= measured <= best["high"]
+    known = {of: loss for of, loss in validation.items() if loss is not None}
+    best, measured, within = result["best"], None, None
+    if result["target"].keys() <= known.keys():
+        measured = sum(weight * known[of] for of, weight in result["target"].items())
+        within = best["low"] <= measured <= best["high"]
     return result | {"best": best | {"measured": measured, "within": within}}

@@ -38,21 +38,17 @@ def build_report(
     runs: Sequence[str],
     comparisons: Sequence[Pair],
     study: bool = False,
-    ranked: Sequence[str] = (),
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
-    `study` compares runs that published.yaml names with the published figures; sources are ranked against
-    each baseline of `ranked`. Raises as `load_runs` does.
+    `study` compares runs that published.yaml names with the published figures. Raises as `load_runs` does.
     """
     loaded = load_runs(root, runs)
     manifests = find_manifests(root, without=out)
     times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
     report = {
-        "results": build_results(
-            loaded, comparisons, manifests, find_origins(root, manifests), study, ranked
-        ),
+        "results": build_results(loaded, comparisons, manifests, find_origins(root, manifests), study),
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }
@@ -73,7 +69,6 @@ def build_report(
                 "runs": [*runs],
                 "comparisons": [*map(list, comparisons)],
                 "study": study,
-                "ranked": [*ranked],
             },
         )
     return out / "index.html"

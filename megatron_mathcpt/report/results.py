@@ -40,12 +40,8 @@ def build_results(
     manifests: dict[str, Manifest],
     origins: Sequence[Origin],
     study: bool,
-    ranked: Sequence[str] = (),
 ) -> dict[str, JsonValue]:
-    """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons.
-
-    Sources are ranked against each baseline of `ranked`.
-    """
+    """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
@@ -58,7 +54,7 @@ def build_results(
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
-        "worth": [rank_sources(baseline, rows, comparisons) for baseline in ranked],
+        "worth": [*rank_sources(rows, comparisons)],
         "searches": {
             name: judge_search(found, rows.get(found["check"], {}).get("final_validation", {}))
             for name, found in _counts(manifests, MIXTURE).items()

@@ -13,7 +13,7 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.data_search import Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import AddedRow
-from megatron_mathcpt.errors import DataError, EvaluationError, ManifestError
+from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.mixture_search import fit_laws, predict, search_mixture
 from megatron_mathcpt.report.page import load_scores
@@ -187,9 +187,9 @@ PAIRS = [("price-good", "price-rest"), ("price-bad", "price-rest")]
 
 def test_the_report_ranks_sources_per_token_and_says_whether_the_prediction_held(root: Path) -> None:
     runs = ["price-rest", "price-good", "price-bad"]
-    report = report_json(root, runs, PAIRS, ranked=["price-rest"])
+    report = report_json(root, runs, PAIRS)
     (worth,) = report["results"]["worth"]
-    assert (worth["unit"], worth["by"]) == ("million", "bits per byte")
+    assert (worth["unit"], worth["by"]) == ("million", "bits")
     good, bad = worth["rows"]
     # 12 against 4 of 20, in 0.05 M tokens
     assert (good["run"], good["tokens"], good["accuracy"]["difference"]) == (
@@ -211,9 +211,7 @@ def test_the_report_ranks_sources_per_token_and_says_whether_the_prediction_held
     best = load_manifest(root / "mix", "mixture").counts["best"]
     for loss, said in ((best["predicted"], "held"), (best["predicted"] + 0.5, "did not come true")):
         write_best(root, best, loss)
-        found = report_json(root, [*runs, "mix-best"], PAIRS, ranked=["price-rest"])["results"]["searches"][
-            "mix"
-        ]
+        found = report_json(root, [*runs, "mix-best"], PAIRS)["results"]["searches"]["mix"]
         assert found["best"]["within"] == (said == "held") and found["best"]["measured"] == pytest.approx(
             loss
         )
@@ -230,17 +228,17 @@ def write_best(root: Path, best: Counts, loss: float) -> None:
     write_manifest(folder, "run", inputs={}, counts=counts, config={})
 
 
-def test_a_ranking_needs_runs_with_pools_of_their_own(root: Path) -> None:
-    with pytest.raises(
-        EvaluationError, match="--rank base: no run with pools of its own is compared with it"
-    ):
-        report_json(root, ["price-rest", "price-good"], PAIRS[:1], ranked=["base"])
+def test_a_comparison_with_a_run_of_the_same_pools_ranks_nothing(root: Path) -> None:
+    runs = ["price-rest", "price-good", "more/a-rest", "more/b"]
+    write_results(root / "more", {"a-rest": {"sums": [True]}, "b": {"sums": [True]}})
+    report = report_json(root, runs, [PAIRS[0], ("more/b", "more/a-rest")])
+    assert [worth["baseline"] for worth in report["results"]["worth"]] == ["price-rest"]
 
 
 def test_the_page_shows_both_in_a_browser(chromium: str, root: Path) -> None:
     best = load_manifest(root / "mix", "mixture").counts["best"]
     write_best(root, best, best["predicted"])
-    report_json(root, ["price-rest", "price-good", "price-bad", "mix-best"], PAIRS, ranked=["price-rest"])
+    report_json(root, ["price-rest", "price-good", "price-bad", "mix-best"], PAIRS)
 
     async def check(opened: Page) -> None:
         cells = "[...document.querySelectorAll('#worth-table-1 tbody tr')].map(r => r.cells[0].textContent)"
