@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
@@ -56,7 +57,7 @@ def build_results(
         "comparisons": [found.as_json() for found in comparisons],
         "worth": [*rank_sources(rows, comparisons)],
         "searches": {
-            name: judge_search(found, rows.get(found["check"], {}).get("final_validation", {}))
+            name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
             for name, found in _counts(manifests, MIXTURE).items()
         },
         "study": build_study(published, rows, comparisons) if published else None,

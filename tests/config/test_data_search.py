@@ -147,3 +147,14 @@ def test_the_recipes_are_planned_at_full_size() -> None:
     assert plans["mix-best"].gpu_hours == plans["mix-01"].gpu_hours > 1
     for plan in plans.values():
         assert plan.memory_gib < 72 and 0.2 < plan.step_seconds < 5
+
+
+def test_the_recipes_are_planned_for_two_cores() -> None:
+    study = recipes("tiny")
+    model = study.runs["stem"].config.model
+    assert model is not None
+    model = model.model_copy(update={"vocab_size": 2048})
+    for name, run in study.runs.items():
+        tokens = dict.fromkeys(run.config.data.blend, 1e6)
+        plan = plan_run(run.config.model_copy(update={"model": model}), 2, "h100", tokens)
+        assert plan.steps == (293 if name == "stem" else 98)
