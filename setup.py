@@ -66,6 +66,7 @@ setup(
         "vllm": ["lm-eval[api,math,vllm]>=0.4.13", "math-verify>=0.8"],  # evaluation with vLLM, on GPUs
         "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
         "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
+        "search": ["scipy"],  # fits of a mixture search; eval brings it too
         "s3": ["s3fs"],  # sources as s3://BUCKET/...
         "gs": ["gcsfs"],
         "wandb": ["wandb"],

@@ -26,7 +26,7 @@ SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "average", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
-    "Experiments": ("show", "dry-run", "run", "submit"),
+    "Experiments": ("show", "dry-run", "run", "submit", "mixture"),
 }
 # Packages by the extra in setup.py that installs them; sympy's documentation is text of the quickstart.
 EXTRAS = {
@@ -37,6 +37,7 @@ EXTRAS = {
     "language": ("py3langid",),
     "fast": ("gigatoken",),
     "ray": ("ray",),
+    "search": ("scipy",),
 }
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.

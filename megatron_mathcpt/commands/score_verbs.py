@@ -188,13 +188,29 @@ def report(
 
 
 def print_report(out: Path, title: str) -> None:
-    """Print the scores, the pooled comparisons and the path of the report in `out`."""
+    """Print the scores, what the report in `out` says of comparisons and searches, and its path."""
     from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
 
     rows, sentences = load_scores(out)
     print_table(SCORE_HEADINGS, rows, title)
     for sentence in (*sentences, f"Report: {out / 'index.html'}"):
         echo(sentence)
+
+
+@verb("mixture")
+def mixture(
+    config: Annotated[Path, Argument(help="YAML file that a study writes for one of its `mixtures`")],
+    out: Annotated[Path, Option(help="folder of best.yaml, for --add, and of check.yaml, for the check run")],
+) -> None:
+    """Predict the best mixture of pools from the validation losses of a study's proxies."""
+    from megatron_mathcpt.config.base import load_config
+    from megatron_mathcpt.config.data_search import MixtureSearch
+    from megatron_mathcpt.report.mixture_search import judge_search, search_mixture
+    from megatron_mathcpt.report.page import describe_found
+
+    settings = load_config(config, MixtureSearch)
+    found = {settings.name: judge_search(search_mixture(settings, out), {})}
+    echo("\n".join(describe_found({"worth": [], "searches": found}, {})))
 
 
 @verb("status")

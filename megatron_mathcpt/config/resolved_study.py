@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from megatron_mathcpt.config import base
 from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.data_search import BEST, REST, Microanneal, Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.study_file import (
     AddedRow,
@@ -66,6 +67,7 @@ class Study:
     scored: tuple[str, ...]
     evaluation: EvaluationNode
     comparisons: tuple[tuple[str, str], ...]
+    mixtures: Mapping[str, MixtureSearch]
     published: bool
 
     def inside(self, path: object) -> Path | None:
@@ -143,8 +145,10 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     tree = (at.evaluation or file.evaluation).model_dump(mode="json")
     evaluation = base.build_config(tree, EvaluationNode, scores, f"{path}: evaluation")
     runs = [name for name in rows if name not in variants]
-    trained = runs if evaluation.runs is None else (*evaluation.runs, *added)
-    scored = (*trained, *file.averages, *file.models)
+    annealed = {run: name for name, node in reader.microanneals.items() for run in node.rows(name)}
+    searched = {run for name, node in reader.mixtures.items() for run in node.rows(name)}
+    chosen = [run for run in runs if run not in searched] if evaluation.runs is None else evaluation.runs
+    scored = (*dict.fromkeys((*chosen, *annealed, *added)), *file.averages, *file.models)
     resolved = {name: reader.run(name, overrides) for name in rows}  # variants too, to check their fields
     study = Study(
         name=file.name,
@@ -160,9 +164,19 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
         scored=tuple(asked.only) or scored,
         evaluation=evaluation,
         comparisons=(),
+        mixtures={
+            name: MixtureSearch(
+                name=name,
+                mixture=node,
+                runs=tuple(reader.out / run for run in [*node.rows(name)][:-1]),
+                check_run=resolved[name + BEST].config,
+            )
+            for name, node in reader.mixtures.items()
+        },
         published=file.report.study,
     )
     pairs = pairs_of(file.report.comparisons)
+    pairs += [(run, rest) for run, name in annealed.items() if run != (rest := name + REST)]
     _check_names(study, str(path), scored, pairs)
     if left := sorted(set(added) - set(study.scored)):
         raise ConfigError(f"--only: leaves out '{left[0]}' of --add; name it too")
@@ -205,7 +219,8 @@ def _check_names(study: Study, where: str, scored: Sequence[str], pairs: Sequenc
         saving = study.runs[row.of[0]].config.checkpoint
         if (row.last or 0) > saving.keep and not saving.keep_every:
             raise ConfigError(f"{place}: last {row.last}, but {row.of[0]} has checkpoint.keep {saving.keep}")
-    for kind, rows, others in ("runs", folders, study.corpus), ("corpus", study.corpus, ()):
+    kinds = ("runs", folders, study.corpus), ("corpus", study.corpus, ())
+    for kind, rows, others in (*kinds, ("mixtures", study.mixtures, {**folders, **study.corpus})):
         if taken := sorted(set(rows) & {*RESERVED, *others}):
             raise ConfigError(
                 f"{where}: {kind}.{taken[0]}: another stage has this folder; choose another name"
@@ -249,6 +264,14 @@ class _Reader:
             "corpus": _layered(file.corpus, at.corpus, source, {}),
             "synthesis": {"synthesis": _Layers(node.file, None, ((source, node.set),))} if node else {},
         }
+        self.microanneals = file.microanneals if at.microanneals is None else at.microanneals
+        self.mixtures = file.mixtures if at.mixtures is None else at.mixtures
+        nodes: list[tuple[str, Microanneal | Mixture]] = [*self.microanneals.items(), *self.mixtures.items()]
+        for one, many in nodes:
+            for name, changes in many.rows(one).items():
+                if name in self.rows["runs"]:
+                    raise ConfigError(f"{path}: {one}: its run {name} has the name of another; rename one")
+                self.rows["runs"][name] = _Layers(None, many.from_, ((one, changes),))
 
     def chain(self, kind: str, name: str) -> list[str]:
         """The rows from the one with a file to `name`."""

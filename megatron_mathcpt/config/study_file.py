@@ -20,6 +20,7 @@ row or a section; scales are not taken over. So configs/public has the rows of c
 `averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of: [RUN], last: 3}` of its
 newest checkpoints. `models` are models of others, which are only scored; configs/paper/baselines.yaml has
 these alone.
+`microanneals` and `mixtures` are many runs each (config/data_search.py); configs/recipes/study.yaml has both.
 """
 
 from pathlib import Path
@@ -28,10 +29,9 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
+from megatron_mathcpt.config.data_search import Microanneal, Mixture, Name
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class Row(Section):
@@ -158,6 +158,8 @@ class Scale(Section):
     synthesis: SynthesisNode | None = None
     corpus: dict[Name, Row | None] = Field(default_factory=dict)
     runs: dict[Name, Row | None] = Field(default_factory=dict)
+    microanneals: dict[Name, Microanneal] | None = None
+    mixtures: dict[Name, Mixture] | None = None
     evaluation: EvaluationNode | None = None
 
 
@@ -172,6 +174,8 @@ class StudyFile(Section):
     runs: dict[Name, Row] = Field(default_factory=dict)
     variants: dict[Name, Row] = Field(default_factory=dict)
     averages: dict[Name, AverageRow] = Field(default_factory=dict)
+    microanneals: dict[Name, Microanneal] = Field(default_factory=dict)
+    mixtures: dict[Name, Mixture] = Field(default_factory=dict)
     models: dict[Name, ModelRow] = Field(default_factory=dict)
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()

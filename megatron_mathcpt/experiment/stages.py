@@ -19,6 +19,7 @@ from typing import NamedTuple
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
+from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -26,6 +27,7 @@ from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, leaves, load_manifest
 from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.report.mixture_search import CHECK
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
 
@@ -195,7 +197,7 @@ class _Planner:
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *study.corpus, *study.runs, *study.averages, *self.packed}
         self.names |= {"synthesis"} if study.synthesis else set()
-        self.names |= {f"{name}/hf" for name in self.scored if name not in study.models}
+        self.names |= {f"{name}/hf" for name in self.scored if name not in study.models} | {*study.mixtures}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
     def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
@@ -217,10 +219,12 @@ class _Planner:
         for name, (corpus, pool, seq_length) in self.packed.items():
             words = (out / corpus, pool, "--seq-length", seq_length, "--out", out / name)
             yield Stage(name, "sft", out / name, _verb("pack-sft", *words), (corpus,))
+        for name, search in study.mixtures.items():
+            yield self.configured(name, "mixture", Resolved(search, {}), _verb("mixture"))
         for name, run in study.runs.items():
             # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
-            yield self.configured(name, "run", run, module, "--processes", str(processes))
+            yield self.checked(self.configured(name, "run", run, module, "--processes", str(processes)))
             yield from self.scores(name)
         for name, row in study.averages.items():
             last = ("--last", row.last) if row.last else ()
@@ -236,6 +240,13 @@ class _Planner:
             command = _verb("convert", "to-hf", self.out / name, "--out", folder)
             yield Stage(f"{name}/hf", "hf", folder, command, (name,))
             yield self.evaluate(name, folder, f"{name}/hf")
+
+    def checked(self, stage: Stage) -> Stage:
+        """`stage`; the check of a search with the config that this writes, its own being for planning."""
+        if (search := stage.name.removesuffix(BEST)) not in self.study.mixtures:
+            return stage
+        command = (*stage.command[:3], str(self.out / search / CHECK), *stage.command[4:])
+        return replace(stage, command=command, needs=(*stage.needs, search), config=None)
 
     def corpus(self, name: str, build: Resolved[Corpus]) -> Stage:
         decontaminate, benchmarks = build.config.decontaminate, self.benchmarks
@@ -282,8 +293,8 @@ class _Planner:
         for candidate, baseline in study.comparisons:
             words += ["--compare", f"{baseline}:{candidate}"]
         words += ["--study"] if study.published else []
-        scores = (f"{name}/evaluation" for name in self.scored)
-        needs = tuple(name for name in (*study.corpus, *self.synthesis, *runs, *scores) if name in made)
+        scores, builds = (f"{name}/evaluation" for name in self.scored), (*study.corpus, *self.synthesis)
+        needs = tuple(name for name in (*builds, *runs, *study.mixtures, *scores) if name in made)
         return Stage("report", "report", folder, _verb("report", *words), needs)
 
     def _packed(self) -> dict[str, tuple[str, str, int]]:

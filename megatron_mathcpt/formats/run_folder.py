@@ -67,6 +67,7 @@ class RunCounts(Row):
     final_validation: dict[str, Loss] | None = None
     begin: str | None = None  # the token that begins every document, as text; "" for none, None in older ones
     phases: dict[str, PhaseCounts] = Field(default_factory=dict)  # those begun, of a run that has several
+    processes: int = 1  # of a finished run, at its end
 
 
 class CheckpointCounts(RunCounts):

@@ -75,12 +75,13 @@ def build_report(
 
 
 def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Of the report in `out`, rows of `SCORE_HEADINGS` and what it says of each pair of runs.
+    """Of the report in `out`, rows of `SCORE_HEADINGS`, and what it says of pairs, sources and searches.
 
     Raises `ManifestError` if it is incomplete.
     """
     load_manifest(out, KIND)
-    results = json.loads((out / "report.json").read_bytes())["results"]
+    report = json.loads((out / "report.json").read_bytes())
+    results = report["results"]
     sets = {of: f"{of}, higher form" if of in results["in_both_forms"] else of for of in results["tasks"]}
     rows: list[tuple[str, ...]] = [
         (sets.get(of, of), name, *_score_texts(score))
@@ -89,7 +90,12 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         if (score := run["total"] if of == POOLED else run["sets"].get(of))
     ]
     pooled = (found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found)
-    return rows, [found["sentence"] for found in pooled]
+    return rows, [*(found["sentence"] for found in pooled), *describe_found(results, report["timings"])]
+
+
+def describe_found(results: Mapping[str, Any], timings: Mapping[str, Any]) -> list[str]:
+    """Lines on what sources are worth and what searches found, from the content of report.json."""
+    return _fill_template("search.txt.j2", results=results, timings=timings).splitlines()
 
 
 def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
@@ -113,6 +119,8 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         alpha=ALPHA,
         pooled=POOLED,
         **report,
+        lines=describe_found(results, report["timings"]),
+        search_plots={name: _search_plot(name, found) for name, found in results["searches"].items()},
         index={name: number for number, name in enumerate(runs)},
         pools=sorted(pools),
         score_plots=_score_plots(results),
@@ -157,6 +165,16 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
                 rows.append((name, index, low, share, high, text))
         plots.append(interval_plot(task, rows, 0.0, top))
     return plots
+
+
+def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
+    """A dot for each run by its predicted and measured loss; proxies, held-out ones and the check differ."""
+    runs = found["runs"] | {found["check"]: found["best"]}
+    dots = [
+        (run, (at >= found["proxies"]) + (at == len(runs) - 1), [(row["predicted"], row["measured"])])
+        for at, (run, row) in enumerate(runs.items())
+    ]
+    return line_plot(name, [dot for dot in dots if dot[2][0][1] is not None], from_zero=False)
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:

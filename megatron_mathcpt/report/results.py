@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
+from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
 from megatron_mathcpt.report.comparison import Pair, compare_runs
 from megatron_mathcpt.report.figures import Point
+from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
+from megatron_mathcpt.report.mixture_search import judge_search
 from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
@@ -44,13 +48,18 @@ def build_results(
     compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
     comparisons = compare_runs(runs, compared)
     tokens = _mathematics_tokens(manifests, origins)
-    rows: dict[str, JsonValue] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
+    rows: dict[str, Any] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
+        "worth": [*rank_sources(rows, comparisons)],
+        "searches": {
+            name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
+            for name, found in _counts(manifests, MIXTURE).items()
+        },
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": _synthesis(_counts(manifests, "synthesis")),
@@ -60,10 +69,13 @@ def build_results(
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage, and each run's median tokens per second."""
+    """Seconds of each pipeline stage; each run's median tokens per second, and its processes' hours at it."""
     rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
     speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
-    return {"stage_seconds": stages, "tokens_per_second": speeds}
+    counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
+    seconds = {name: counts[name].consumed_tokens / speed for name, speed in speeds.items()}
+    hours = {name: time * counts[name].processes / 3600 for name, time in seconds.items()}
+    return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
 
 
 def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:

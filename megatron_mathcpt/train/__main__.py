@@ -136,6 +136,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
         if finished and layout.is_writer:
             counts = with_losses(progress(state), out)
             tree = config.model_dump(mode="json")
+            counts = counts.model_copy(update={"processes": layout.data_size * layout.sizes.model_size})
             write_manifest(out, RUN, inputs=inputs.fingerprints, counts=counts, config=tree)
         return finished
 

@@ -125,7 +125,7 @@ def write_results(
 
 
 def report_json(
-    root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: bool
+    root: Path, runs: Sequence[str], pairs: Sequence[tuple[str, str]], **options: Any
 ) -> dict[str, Any]:
     """Build the report and return the content of report.json."""
     build_report(root, root / "report", runs=runs, comparisons=pairs, **options)
