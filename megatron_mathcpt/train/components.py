@@ -147,7 +147,7 @@ def _validation(config: ExperimentConfig) -> dict[str, ValidationSet]:
 
 
 def enter_phase(state: TrainState) -> bool:
-    """Go on to the next phase if the current one is complete; whether that was so."""
+    """Begin the next phase if the current one is complete; whether that was so."""
     if state.step < state.phase.last_step or state.phase is state.phases[-1]:
         return False
     before, state.number = state.config.model, state.number + 1

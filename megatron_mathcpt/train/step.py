@@ -17,7 +17,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
+from megatron_mathcpt.config.optimizer import OptimizerSection, ScheduleSection
 from megatron_mathcpt.model.language_model import has_transformer_engine
 from megatron_mathcpt.train.components import TrainState, one_or_all
 from megatron_mathcpt.train.datasets import Batch, Samples, microbatches

@@ -10,7 +10,7 @@ import torch
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.config.cross_checks import check_experiment
-from megatron_mathcpt.config.experiment import OptimizerSection
+from megatron_mathcpt.config.optimizer import OptimizerSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_path
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs

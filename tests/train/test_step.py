@@ -11,7 +11,7 @@ import pytest
 import torch
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_mathcpt.config.experiment import OptimizerSection, ScheduleSection
+from megatron_mathcpt.config.optimizer import OptimizerSection, ScheduleSection
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.run_folder import PhaseCounts, RunCounts, drop_rows_after

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.config.experiment import ExperimentConfig, OptimizerSection
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.optimizer import OptimizerSection
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_path
