@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_mathcpt.config.base import dump_yaml
-from megatron_mathcpt.config.data_search import LEAST, MixtureSearch
+from megatron_mathcpt.config.data_search import LEAST, Mixture, MixtureSearch
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, write_manifest
@@ -40,15 +40,14 @@ def fit_laws(shares: Array, losses: Array) -> Array:
     from scipy.optimize import least_squares
 
     def fit(column: Array) -> Array:
-        def residuals(x: Array) -> Array:
-            return np.asarray(predict(x[None], shares)[:, 0] - column)
+        def errors(x: Array) -> Array:
+            return np.subtract(predict(x[None], shares)[:, 0], column)
 
-        lowest, free = column.min(), np.full(shares.shape[1], math.inf)
-        fits = []
+        fits, lowest, free = [], column.min(), np.full(shares.shape[1], math.inf)
+        limits = [0.0, *-free], [lowest, *free]
         for start in (part * lowest for part in _STARTS):
             t, *_ = np.linalg.lstsq(shares, np.log(column - start), rcond=None)
-            limits = [0.0, *-free], [lowest, *free]
-            fits.append(least_squares(residuals, [start, *t], "3-point", limits))
+            fits.append(least_squares(errors, [start, *t], "3-point", limits))
         return np.asarray(min(fits, key=lambda found: float(found.cost)).x)
 
     with np.errstate(over="ignore"):  # a step too far, from which the fit returns
@@ -83,7 +82,7 @@ def search_mixture(config: MixtureSearch, out: Path) -> JsonObject:
 def _search(config: MixtureSearch, runs: Mapping[Path, RunCounts]) -> JsonObject:
     pools, target, n = config.mixture.start, config.mixture.losses(), config.mixture.proxies
     weights = np.array([*target.values()])
-    rows = [_measured(folder, found, [*pools], [*target]) for folder, found in runs.items()]
+    rows = [_measured(folder, found, config.mixture) for folder, found in runs.items()]
     seen, losses = (np.array(part, dtype=np.float64) for part in zip(*rows, strict=True))
     shares, measured = seen / seen.sum(axis=1, keepdims=True), losses @ weights
     laws, *without = (
@@ -102,40 +101,37 @@ def _search(config: MixtureSearch, runs: Mapping[Path, RunCounts]) -> JsonObject
         value = float(predict(laws, row) @ weights)
         return {"shares": by_pool(row), "predicted": value, "low": float(low), "high": float(high)}
 
-    tried = [predicted(row) for row in shares]
-    for row, value in zip(tried, own, strict=False):  # a proxy is predicted without itself
+    tried = {
+        folder.name: predicted(row) | {"measured": float(loss)}
+        for folder, row, loss in zip(runs, shares, measured, strict=True)
+    }
+    for row, value in zip(tried.values(), own, strict=False):  # a proxy is predicted without itself
         row |= {"predicted": value, "low": None, "high": None}
     mixtures = _candidates(config, shares[:n], next(iter(runs.values())))
     best, *others = (mixtures[np.argmin(predict(one, mixtures) @ weights)] for one in (laws, *without))
     ends = {"lowest": by_pool(np.min(others, axis=0)), "highest": by_pool(np.max(others, axis=0))}
-    rank = spearman([row["predicted"] for row in tried[n:]], measured[n:].tolist())
+    rank = spearman([row["predicted"] for row in [*tried.values()][n:]], measured[n:].tolist())
+    fitted = zip(target, laws, strict=True)
     return {
         "check": config.check_run.name,
         "target": target,
-        "laws": {
-            of: {"c": float(law[0]), "t": by_pool(law[1:])} for of, law in zip(target, laws, strict=True)
-        },
+        "laws": {of: {"c": float(law[0]), "t": by_pool(law[1:])} for of, law in fitted},
         "proxies": n,
-        "runs": {
-            folder.name: row | {"measured": float(loss)}
-            for folder, row, loss in zip(runs, tried, measured, strict=True)
-        },
+        "runs": tried,
         "rank_correlation": [None if math.isnan(value) else value for value in rank],  # with its interval
         "best": predicted(best / best.sum()) | ends,
     }
 
 
-def _measured(
-    folder: Path, counts: RunCounts, pools: list[str], sets: list[str]
-) -> tuple[list[int], list[float]]:
+def _measured(folder: Path, counts: RunCounts, mixture: Mixture) -> tuple[list[int], list[float]]:
     """The tokens seen of each pool, and the final loss on each set."""
-    found = [(counts.final_validation or {}).get(of, math.nan) for of in sets]
-    if wrong := [of for of, loss in zip(sets, found, strict=True) if not math.isfinite(loss)]:
+    found, seen = counts.final_validation or {}, counts.tokens_by_source
+    if wrong := [of for of in mixture.losses() if not math.isfinite(found.get(of, math.nan))]:
         why = f"no final validation loss on '{wrong[0]}': it diverged, or was not validated on it"
         raise DataError(f"{folder}: {why}; correct optimizer.lr or validation.sets, and train it again")
-    if {*counts.tokens_by_source} != {*pools}:
-        raise DataError(f"{folder}: saw {', '.join(counts.tokens_by_source)}, not the pools of the mixture")
-    return [counts.tokens_by_source[pool].seen for pool in pools], found
+    if seen.keys() != mixture.start.keys():
+        raise DataError(f"{folder}: saw {', '.join(seen)}, not the pools of the mixture; train it again")
+    return [seen[pool].seen for pool in mixture.start], [found[of] for of in mixture.losses()]
 
 
 def _candidates(config: MixtureSearch, trained: Array, counts: RunCounts) -> Array:

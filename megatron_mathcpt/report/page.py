@@ -170,11 +170,10 @@ def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
 def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
     """A dot for each run by its predicted and measured loss; proxies, held-out ones and the check differ."""
     runs = found["runs"] | {found["check"]: found["best"]}
-    dots = [
-        (run, (at >= found["proxies"]) + (at == len(runs) - 1), [(row["predicted"], row["measured"])])
-        for at, (run, row) in enumerate(runs.items())
-    ]
-    return line_plot(name, [dot for dot in dots if dot[2][0][1] is not None], from_zero=False)
+    kinds = ((at >= found["proxies"]) + (at == len(runs) - 1) for at in range(len(runs)))
+    dots = [(*run, kind) for run, kind in zip(runs.items(), kinds, strict=True) if run[1]["measured"]]
+    curves = [(run, kind, [(row["predicted"], row["measured"])]) for run, row, kind in dots]
+    return line_plot(name, curves, from_zero=False)
 
 
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
