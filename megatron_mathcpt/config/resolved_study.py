@@ -146,10 +146,13 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     evaluation = base.build_config(tree, EvaluationNode, scores, f"{path}: evaluation")
     runs = [name for name in rows if name not in variants]
     annealed = {run: name for name, node in reader.microanneals.items() for run in node.rows(name)}
-    searched = {run for name, node in reader.mixtures.items() for run in node.rows(name)}
+    searched = [run for name, node in reader.mixtures.items() for run in node.rows(name)]
     chosen = [run for run in runs if run not in searched] if evaluation.runs is None else evaluation.runs
     scored = (*dict.fromkeys((*chosen, *annealed, *added)), *file.averages, *file.models)
     resolved = {name: reader.run(name, overrides) for name in rows}  # variants too, to check their fields
+    for name in (*annealed, *searched):
+        if any(phase.blend for phase in resolved[name].config.phases.values()):
+            raise ConfigError(f"{path}: runs.{name}: a phase of the row it is from has a blend; leave it out")
     study = Study(
         name=file.name,
         out=reader.out,

@@ -94,6 +94,15 @@ def test_what_cannot_be_is_refused(sections: dict[str, Any], message: str, tmp_p
         load_study(write(tmp_path, **sections))
 
 
+def test_a_phase_may_not_have_a_blend_of_its_own(tmp_path: Path) -> None:
+    phases = {"late": {"from_tokens": 2048, "blend": {"general": 1.0}}}
+    changes = {"train.train_tokens": 5120, "phases": phases}
+    file = str(CONFIGS / "tiny" / "quickstart_base.yaml")
+    rows = {"variants": {"anneal": {"file": file, "set": changes}}}
+    with pytest.raises(ConfigError, match=r"runs\.mix-01: a phase of the row it is from has a blend"):
+        load_study(write(tmp_path, mixtures={"mix": MIX}, **rows))
+
+
 def test_a_pool_that_no_corpus_has_is_refused_before_anything_runs(tmp_path: Path) -> None:
     build = {"raw": {"file": str(CONFIGS / "tiny" / "quickstart_corpus.yaml"), "set": {}}}
     sections: dict[str, Any] = {"corpora": {"seed": 1}, "corpus": build, "mixtures": {"mix": MIX}}
@@ -137,9 +146,13 @@ def test_the_stages_of_a_search_run_in_order_here_and_under_slurm(tmp_path: Path
 def test_the_recipes_are_planned_at_full_size() -> None:
     study, file = recipes(None), load_config(RECIPES, StudyFile)
     plans = {name: plan_run(run.config, 64, "h100", run.tokens) for name, run in study.runs.items()}
-    assert len(plans) == 1 + 5 + 12 + 5 + 1 and {
-        stage.name for stage in build_stages(study, 64, None, Path("sets"))
-    }
+    assert len(plans) == 3 + 5 + 12 + 5 + 1
+    stages = {stage.name: stage for stage in build_stages(study, 64, None, Path("sets"))}
+    assert stages["soup"].needs == ("price-math_corpus", "price-problem_solving")
+    assert "soup/evaluation" in stages and "soup" in stages["report"].needs
+    assert plans["two_phase"].pools["problem_solving"][0] == pytest.approx(2.5e9, rel=1e-3)
+    # 3,815 steps of 512 x 4,096 are the first that reach 8B tokens; the rest has 64 x 32,768.
+    assert (plans["long"].steps, plans["long"].tokens) == (4769, 4769 * 2**21)
     sources = [f"price-{source}" for source in file.microanneals["price"].sources]
     assert {plans[name].steps for name in ("price-rest", *sources)} == {4769}  # 10B / (512 x 4096)
     for name in sources:  # OLMo 3's 5B + 5B
@@ -155,6 +168,6 @@ def test_the_recipes_are_planned_for_two_cores() -> None:
     assert model is not None
     model = model.model_copy(update={"vocab_size": 2048})
     for name, run in study.runs.items():
-        tokens = dict.fromkeys(run.config.data.blend, 1e6)
+        tokens = dict.fromkeys(run.config.pools, 1e6)
         plan = plan_run(run.config.model_copy(update={"model": model}), 2, "h100", tokens)
-        assert plan.steps == (293 if name == "stem" else 98)
+        assert plan.steps == {"stem": 293, "two_phase": 293 + 98}.get(name, 98)
