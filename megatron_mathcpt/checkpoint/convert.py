@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     FILE,
     compare_tokenizers,
     config_ends,
+    load_tokenizer,
     named_begin,
     tokenizer_file,
 )
@@ -93,7 +94,7 @@ def export_to_hf(
         difference = compare_logits(source, shape, out) if verify else None
         counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
         # Not of the card, which is there to be edited, and gets scores later.
-        outputs = weights | sync_and_describe(out, _files(out) - {CARD, *weights})
+        outputs = weights | sync_and_describe(out, files_in(out) - {CARD, *weights})
         write_manifest(out, "hf", inputs=inputs, counts=counts, config=config, outputs=outputs)
     write_card(out, checkpoint, scores)
     return Converted(difference, was_there=False)
@@ -113,11 +114,8 @@ def import_from_hf(
     if tokenizer is not None:
         new_rows, shape = extend(folder, tokenizer, shape)
         inputs["tokenizer"] = hash_file(tokenizer / FILE)
-    config = {"model": shape.model_dump(mode="json")}
-    if is_complete(out, "checkpoint", inputs=inputs, config=config):
-        return _found(checkpoint_manifest(out))
-    if os.path.lexists(out):
-        raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
+    if is_complete(out, "checkpoint", inputs=inputs, config={"model": shape.model_dump(mode="json")}):
+        return _found(checkpoint_manifest(out))  # without torch, which takes seconds to load
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
@@ -125,27 +123,50 @@ def import_from_hf(
     from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
     source = hf_weights(folder, new_rows)
-    # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
-    # What a killed conversion left there has its mark, a folder of the user has not.
-    writing = folders.hidden_path(out)
-    with locked_folder(writing, "checkpoint", ["tokenizer"]):
-        for name in _files(writing):
-            (writing / name).unlink()
-        (writing / "tokenizer").mkdir(exist_ok=True)
-        _check_tokenizer(tokenizer or folder)
-        copy_side_files(tokenizer or folder, folder, writing / "tokenizer")
+
+    def write(writing: Path) -> float | None:
         write_checkpoint_files(source, shape, writing)
         written = CheckpointWeights(writing, shape)
-        difference = compare_logits(written, shape, folder, new_rows) if verify else None
-        outputs = sync_and_describe(writing, _files(writing))
-        ends, own = config_ends(folder), writing / "tokenizer" / FILE
+        return compare_logits(written, shape, folder, new_rows) if verify else None
+
+    return new_checkpoint(out, shape, write, inputs, (tokenizer or folder, folder))
+
+
+def new_checkpoint(
+    out: Path,
+    shape: DecoderShape,
+    write: Callable[[Path], float | None],
+    inputs: dict[str, str],
+    found: tuple[Path | None, Path | None] = (None, None),
+) -> Converted:
+    """Have `write` fill a checkpoint of step 0; tokenizer and small files are `found` in two folders."""
+    config = {"model": shape.model_dump(mode="json")}
+    if is_complete(out, "checkpoint", inputs=inputs, config=config):
+        return _found(checkpoint_manifest(out))
+    if os.path.lexists(out):
+        raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
+    # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
+    # What a killed conversion left there has its mark, a folder of the user has not.
+    writing, (own, base) = folders.hidden_path(out), found
+    with locked_folder(writing, "checkpoint", ["tokenizer"]):
+        for name in files_in(writing):
+            (writing / name).unlink()
+        if own is not None:
+            (writing / "tokenizer").mkdir(exist_ok=True)
+            _check_tokenizer(own)
+            copy_side_files(own, base, writing / "tokenizer")
+        difference = write(writing)
+        outputs = sync_and_describe(writing, files_in(writing))
+        ends, file = config_ends(base) if base else (), writing / "tokenizer" / FILE
+        if base is None and own is not None:
+            ends = (load_tokenizer(own)[1].eos_id,)
         counts = CheckpointCounts(
             step=0,
             eos_id=next(iter(ends), None),
             end_ids=ends,
-            bos_id=read_hf_bos(folder),
-            tokenizer=hash_file(own) if own.is_file() else None,
-            base=pinned_id(folder),
+            bos_id=read_hf_bos(base) if base else None if own is None else named_begin(own),
+            tokenizer=hash_file(file) if file.is_file() else None,
+            base=pinned_id(base) if base else None,
             max_abs_logit_difference=difference,
         )
         write_manifest(writing, "checkpoint", inputs=inputs, counts=counts, config=config, outputs=outputs)
@@ -172,7 +193,8 @@ def _found(manifest: Manifest) -> Converted:
     return Converted(folders.checkpoint_counts(manifest).max_abs_logit_difference, was_there=True)
 
 
-def _files(folder: Path) -> set[str]:
+def files_in(folder: Path) -> set[str]:
+    """Names of all files of an output but its mark."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return files - {MARKER}
 
@@ -192,11 +214,11 @@ def hf_fingerprint(folder: Path) -> str:
     """Identify downloaded weights by the config's hash, and the weight files' sizes and sampled content."""
     # Other weights of the same shape differ everywhere, so samples distinguish them without reading 140 GB at
     # every start. Finding a flipped bit is left to the download's own checksum.
-    weights = {path.name: _sample_hash(path) for path in weight_files(folder)}
+    weights = {path.name: sample_hash(path) for path in weight_files(folder)}
     return hash_json({"config": hash_file(folder / "config.json"), "weights": weights})
 
 
-def _sample_hash(path: Path) -> str:
+def sample_hash(path: Path) -> str:
     """SHA-256 of a file's size and of 64 blocks of 64 KiB spread over it, or of all of a small file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

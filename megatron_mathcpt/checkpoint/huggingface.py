@@ -4,7 +4,8 @@ Megatron-Core packs query, key and value by key-value head ([q heads of the grou
 after group), and gate above up. Only comparing logits needs a whole model in memory.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,15 +112,19 @@ def hf_weights(folder: Path, new_rows: range) -> tensors.WeightSource:
     return tensors.ExtendedWeights(source, new_rows) if new_rows else source
 
 
-def write_checkpoint_files(source: tensors.WeightSource, shape: DecoderShape, folder: Path) -> None:
+def write_checkpoint_files(
+    source: tensors.WeightSource, shape: DecoderShape, folder: Path, empty: Iterable[str] = ()
+) -> None:
     """Write every tensor of `source` into the empty `folder`, in Megatron-Core's torch_dist format.
 
-    A key has one type, that of its first layer in `source`.
+    A key has one type, that of its first layer in `source`. `empty` are keys of objects that are None.
     """
 
     # Not by Megatron-Core's own save, which needs process groups and the whole model in memory.
-    def read(item: WriteItem) -> torch.Tensor:
-        assert item.tensor_data is not None
+    def read(item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if item.tensor_data is None:
+            torch.save([None], nothing := io.BytesIO())
+            return nothing
         key, place = item.index.fqn, item.tensor_data.chunk
         tensor = source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
         missing = place.sizes[-tensor.dim()] - len(tensor)
@@ -128,6 +133,7 @@ def write_checkpoint_files(source: tensors.WeightSource, shape: DecoderShape, fo
 
     dtypes = {key: source.read(key, layer).dtype for key, layer in tensor_keys(shape) if not layer}
     items = [_write_item(key, layer, shape, dtypes[key]) for key, layer in tensor_keys(shape)]
+    items += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in empty]
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
     plans, metadata = create_default_global_save_plan([SavePlan(items)])

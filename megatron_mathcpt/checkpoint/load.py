@@ -175,8 +175,8 @@ def _check_stored(path: Path, stored: Mapping[str, object], optimizer: Optimizer
 class CheckpointWeights:
     """`WeightSource` of a verified checkpoint, whatever layout wrote it."""
 
-    def __init__(self, path: Path, shape: DecoderShape) -> None:
-        self._path, self._shape = path, shape
+    def __init__(self, path: Path, shape: DecoderShape, prefix: str = "") -> None:
+        self._path, self._shape, self._prefix = path, shape, prefix
         self._reader = CheckpointReader(path)
         self._reader.set_up_storage_reader(self._reader.index, is_coordinator=True)
 
@@ -184,7 +184,7 @@ class CheckpointWeights:
         return self._stored(key).properties.dtype
 
     def _stored(self, key: str) -> TensorStorageMetadata:
-        stored = self._reader.index.state_dict_metadata.get(key)
+        stored = self._reader.index.state_dict_metadata.get(self._prefix + key)
         if not isinstance(stored, TensorStorageMetadata):
             raise CheckpointError(f"{self._path}: no tensor '{key}' in this checkpoint")
         return stored
@@ -197,7 +197,9 @@ class CheckpointWeights:
         offset, size = torch.Size([first, *[0] * len(stored.size[1:])]), torch.Size([rows, *stored.size[1:]])
         with refusing(f"{self._path}: '{key}'"):
             target = torch.empty(size, dtype=stored.properties.dtype)
-            items = create_read_items_for_chunk_list(key, stored, [ChunkStorageMetadata(offset, size)])
+            items = create_read_items_for_chunk_list(
+                self._prefix + key, stored, [ChunkStorageMetadata(offset, size)]
+            )
             if sum(item.lengths.numel() for item in items) != size.numel():
                 raise ValueError(f"its stored parts are not the whole of {[*size]} from {[*offset]}")
             self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()

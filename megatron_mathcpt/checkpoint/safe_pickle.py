@@ -2,7 +2,8 @@
 
 There are three kinds: the index (`.metadata`); objects that torch saved (`common.pt`, items of bytes); and
 Transformer Engine's FP8 state, a pickle in a tensor. The unpickler here looks up names in a table of the few
-classes of the first and the last, and imports nothing; torch's own (`weights_only`) reads the second.
+classes of the first and the last, and imports nothing; torch's own (`weights_only`) reads the second. Another
+one reads only the plain values of Megatron-LM's arguments: to it every name is a class that does nothing.
 """
 
 import io
@@ -28,6 +29,7 @@ from torch.serialization import _get_layout, safe_globals
 from megatron_mathcpt.errors import CheckpointError, one_line
 
 EXTRA = "_extra_state"  # Transformer Engine's FP8 scales
+_COMMON = metadata.MetadataIndex("common_state/shard_0_1")
 # What torch 2.10 to 2.13 writes into an index; the planner's classes are in Megatron-LM's with a constant
 # structure, which keeps its plans there.
 _NAMED: tuple[Any, ...] = (
@@ -47,11 +49,16 @@ _DTYPES = {value for value in vars(torch).values() if isinstance(value, torch.dt
 
 
 class _Inert:
-    """In place of Transformer Engine's classes, which need not be installed to check what names them."""
+    """In place of Transformer Engine's and Megatron-LM's classes, which need not be installed."""
+
+    fields: object = None
 
     def __init__(self, *_: object) -> None: ...
 
-    def __setstate__(self, state: object) -> None: ...
+    def __setstate__(self, state: object) -> None:
+        self.fields = state
+
+    append = extend = __setitem__ = __init__
 
 
 def _member(owner: type, name: str) -> object:
@@ -92,6 +99,13 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
+class _PlainValues(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type[_Inert]:
+        return _Inert
+
+    def persistent_load(self, _: object) -> None: ...
+
+
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
     """Turn any error of a deserialiser into one line: for damaged or hostile bytes it may be of any type."""
@@ -127,6 +141,20 @@ def _is_sound(index: metadata.Metadata) -> bool:
         and not any(place.transform_descriptors for place in places.values())
         and all(min(place.offset, place.length) >= 0 for place in places.values())
     )
+
+
+def read_arguments(folder: Path, index: metadata.Metadata) -> Mapping[str, object]:
+    """The plain values among Megatron-LM's arguments in a checkpoint; empty if it has none."""
+    place = index.storage_data.get(_COMMON)  # Megatron-Core 0.19 has it there
+    file = folder / (place.relative_path if place else COMMON_STATE_FNAME)
+    with refusing(f"{file}: arguments"):
+        data = file.read_bytes() if file.is_file() else b""
+        data = data[place.offset : place.offset + place.length] if place else data
+        record = torch._C.PyTorchFileReader(io.BytesIO(data)).get_record("data.pkl") if data else b"N."
+        found = _PlainValues(io.BytesIO(record)).load()
+        common = found[0] if isinstance(found, list) else found
+        args = common.get("args") if isinstance(common, dict) else None
+    return args.fields if isinstance(args, _Inert) and isinstance(args.fields, dict) else {}
 
 
 class CheckpointReader(filesystem.FileSystemReader):

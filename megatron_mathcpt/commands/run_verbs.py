@@ -71,7 +71,7 @@ def average(
     echo(f"{out}: the mean of {len(paths)} checkpoints: {', '.join(map(str, paths))}")
 
 
-conversion = group("convert", "Convert between checkpoints and Hugging Face folders.")
+conversion = group("convert", "Convert checkpoints from and to Hugging Face's and Megatron-LM's.")
 
 
 @verb("to-hf", conversion)
@@ -111,6 +111,40 @@ def from_hf(
     from megatron_mathcpt.checkpoint.convert import import_from_hf
 
     _show(out, import_from_hf(folder, out, tokenizer, verify=verify))
+
+
+@verb("from-megatron", conversion)
+def from_megatron(
+    folder: Annotated[Path, Argument(help="iter_* folder (torch_dist), its parent, or NeMo's")],
+    out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
+    like: Annotated[
+        Path | None, Option(help="Hugging Face folder or id of the same shape; for NeMo's")
+    ] = None,
+    tokenizer: Annotated[Path | None, Option(help="tokenizer folder; default: that of --like")] = None,
+) -> None:
+    """Write a checkpoint from the weights of a dense model of Megatron-LM or NeMo. Runs no pickles."""
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
+    from megatron_mathcpt.checkpoint.megatron_checkpoints import import_from_megatron
+
+    _show(out, import_from_megatron(folder, out, like, tokenizer))
+
+
+@verb("to-megatron", conversion)
+def to_megatron(
+    run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
+    out: Annotated[Path, Option(help="folder to write, for Megatron-LM's --load with --finetune")],
+) -> None:
+    """Write the weights of a run's chosen checkpoint for Megatron-LM; prints its options for the model."""
+    from megatron_mathcpt.cpu import use_cpu
+
+    use_cpu()  # before the first import of Megatron-Core
+    from megatron_mathcpt.checkpoint.megatron_checkpoints import export_to_megatron
+
+    done, flags = export_to_megatron(run, out)
+    _show(out, done)
+    echo(f"pretrain_gpt.py --load {out} --finetune {flags}")
 
 
 def _show(out: Path, done: "Converted") -> None:
