@@ -107,6 +107,11 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         ("plan llama3-8c --gpus 8", "llama3-8c"),
         ("convert to-hf OUT --out OUT/hf", "no complete checkpoint"),
         ("convert from-hf OUT --out OUT/checkpoint", "OUT"),
+        (
+            "convert from-megatron OUT --out OUT/checkpoint",
+            "no torch_dist checkpoint; give an `iter_*` folder",
+        ),
+        ("convert to-megatron OUT --out OUT/megatron", "no complete checkpoint"),
         ("evaluate --model OUT --out OUT/e", "no task: give --task NAME=FILE or --benchmarks DIR"),
         ("evaluate --model OUT --out OUT/e --task held", "--task held: expected NAME=FILE"),
         ("evaluate --model OUT --out OUT/e --benchmarks samples --sweep", "--sweep takes the folder of a"),

@@ -66,11 +66,19 @@ def test_a_benchmark_and_a_tokenizer(tmp_path: Path) -> None:
         ("report . --out out", ".: no finished run"),
         ("inspect page . --out page.html", "manifest.json"),
         ("convert to-hf . --out out", "manifest.json"),
+        ("convert from-megatron . --out out", "latest_checkpointed_iteration.txt"),
         ("plan config.json --gpus 8", "config.json"),
     ],
 )
 def test_any_command(tmp_path: Path, command: str, named: str) -> None:
-    files = ("bad.yaml", "bad.jsonl", "manifest.json", "config.json", "tokenizer.json")
+    files = (
+        "bad.yaml",
+        "bad.jsonl",
+        "manifest.json",
+        "config.json",
+        "tokenizer.json",
+        "latest_checkpointed_iteration.txt",
+    )
     pools = ("problem_solving.jsonl", "general.jsonl", "math_corpus.jsonl")
     for name in (*files, *pools):
         (tmp_path / name).symlink_to(BROKEN)

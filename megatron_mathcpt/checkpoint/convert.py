@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -35,9 +33,6 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     tokenizer_file,
 )
 from megatron_mathcpt.formats.weight_files import weight_files
-
-if TYPE_CHECKING:
-    from megatron_mathcpt.model.weights import WeightSource
 
 
 @dataclass(frozen=True)
@@ -119,33 +114,35 @@ def import_from_hf(
     from megatron_mathcpt.cpu import use_cpu
 
     use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
+    from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    compare = partial(compare_logits, shape=shape, folder=folder, new_rows=new_rows) if verify else None
     source = hf_weights(folder, new_rows)
-    return write_checkpoint(source, shape, out, (tokenizer or folder, folder), inputs, compare)
+
+    def write(writing: Path) -> float | None:
+        write_checkpoint_files(source, shape, writing)
+        written = CheckpointWeights(writing, shape)
+        return compare_logits(written, shape, folder, new_rows) if verify else None
+
+    return new_checkpoint(out, shape, write, inputs, (tokenizer or folder, folder))
 
 
-def write_checkpoint(
-    source: "WeightSource",
-    shape: DecoderShape,
+def new_checkpoint(
     out: Path,
-    folders_of: tuple[Path | None, Path | None],
+    shape: DecoderShape,
+    write: Callable[[Path], float | None],
     inputs: dict[str, str],
-    compare: "Callable[[WeightSource], float] | None" = None,
+    found: tuple[Path | None, Path | None] = (None, None),
 ) -> Converted:
-    """Write a checkpoint of step 0, with the tokenizer and the small files of the base in `folders_of`."""
+    """Have `write` fill a checkpoint of step 0; tokenizer and small files are `found` in two folders."""
     config = {"model": shape.model_dump(mode="json")}
     if is_complete(out, "checkpoint", inputs=inputs, config=config):
         return _found(checkpoint_manifest(out))
     if os.path.lexists(out):
         raise CheckpointError(f"{out}: exists and is no checkpoint; choose another folder")
-    from megatron_mathcpt.checkpoint.huggingface import write_checkpoint_files
-    from megatron_mathcpt.checkpoint.load import CheckpointWeights
-
     # Hidden until it is verified, as a run's saves are: other commands treat any checkpoint as complete.
     # What a killed conversion left there has its mark, a folder of the user has not.
-    writing, (own, base) = folders.hidden_path(out), folders_of
+    writing, (own, base) = folders.hidden_path(out), found
     with locked_folder(writing, "checkpoint", ["tokenizer"]):
         for name in files_in(writing):
             (writing / name).unlink()
@@ -153,8 +150,7 @@ def write_checkpoint(
             (writing / "tokenizer").mkdir(exist_ok=True)
             _check_tokenizer(own)
             copy_side_files(own, base, writing / "tokenizer")
-        write_checkpoint_files(source, shape, writing)
-        difference = compare(CheckpointWeights(writing, shape)) if compare else None
+        difference = write(writing)
         outputs = sync_and_describe(writing, files_in(writing))
         ends, file = config_ends(base) if base else (), writing / "tokenizer" / FILE
         if base is None and own is not None:

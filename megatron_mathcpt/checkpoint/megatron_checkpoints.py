@@ -25,7 +25,7 @@ from megatron_mathcpt.config.shape import DecoderShape, RopeScaling
 from megatron_mathcpt.config.weight_map import ATTENTION, EMBEDDING, LAYERS, OUTPUT, tensor_sizes
 from megatron_mathcpt.errors import CheckpointError, ConfigError, first_error
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
+from megatron_mathcpt.formats.files import hash_file, hash_json, read_small, write_atomically
 from megatron_mathcpt.formats.hub import local_folder
 from megatron_mathcpt.formats.manifest import is_complete, sync_and_describe, verify_hashes, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
@@ -69,21 +69,24 @@ def import_from_megatron(
     """
     folder, like = _iteration(given), None if like is None else local_folder(like)
     source, shape = _weights(folder, None if like is None else read_hf_shape(like))
-    rows, own = shape.vocab_size or 0, tokenizer or like
+    kept = folder / "tokenizer"  # of Megatron-LM since 0.20
+    rows, own = shape.vocab_size or 0, tokenizer or like or (kept if (kept / FILE).is_file() else None)
     if own is not None and (own / FILE).is_file() and (ids := ids_of(own)) > rows:
         raise CheckpointError(f"{own}: has {ids} token ids, the embedding {rows} rows; give the model's own")
     files = sorted(path for path in folder.iterdir() if path.is_file())
     inputs = {"megatron": hash_json({path.name: convert.sample_hash(path) for path in files})}
     if tokenizer is not None:
         inputs["tokenizer"] = hash_file(tokenizer / FILE)
-    return convert.write_checkpoint(source, shape, out, (own, like), inputs)
+    return convert.new_checkpoint(
+        out, shape, lambda writing: write_checkpoint_files(source, shape, writing), inputs, (own, like)
+    )
 
 
 def _iteration(given: Path) -> Path:
     """The folder of the newest checkpoint in `given`, or `given` itself."""
     folder = given
     if (tracker := given / _TRACKER).is_file():
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_small(tracker).decode("latin-1").strip()
         folder = given / (f"iter_{int(text):07d}" if text.isdecimal() else "release")
     folder = folder / "weights" if (folder / "weights").is_dir() else folder  # NeMo's
     if next(folder.glob("mp_rank_*"), None):
@@ -142,7 +145,8 @@ def _shape(args: Mapping[str, object], rows: int, given: DecoderShape | None) ->
     except ValidationError as error:
         raise ConfigError(": ".join(filter(None, first_error(error)))) from error
     for name, value in _arguments(shape).items():
-        if name not in (*_FREE, *_ROWS) and (found := args.get(name, value)) != value:
+        found = args.get(name, value)
+        if name not in (*_FREE, *_ROWS) and found != value and (found or value):  # 0, false and null are off
             wanted = "the given shape has" if given else "supported is"
             raise ConfigError(f"{name} is {found!r:.100}; {wanted} {value!r}")
     return shape
