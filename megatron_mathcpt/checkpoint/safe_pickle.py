@@ -145,8 +145,9 @@ def _is_sound(index: metadata.Metadata) -> bool:
 
 def read_arguments(folder: Path, index: metadata.Metadata) -> Mapping[str, object]:
     """The plain values among Megatron-LM's arguments in a checkpoint; empty if it has none."""
-    place = index.storage_data.get(_COMMON)  # Megatron-Core 0.19 has it there
-    file = folder / (place.relative_path if place else COMMON_STATE_FNAME)
+    # Megatron-Core 0.19 has them among the tensors.
+    place = None if (file := folder / COMMON_STATE_FNAME).is_file() else index.storage_data.get(_COMMON)
+    file = folder / place.relative_path if place else file
     with refusing(f"{file}: arguments"):
         data = file.read_bytes() if file.is_file() else b""
         data = data[place.offset : place.offset + place.length] if place else data

@@ -25,6 +25,7 @@ from tests.support.small_models import build_megatron, write_byte_llama
 
 use_cpu()  # before the first import of Megatron-Core
 from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.dist_checkpointing.core import CheckpointingConfig  # noqa: E402
 from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
@@ -231,10 +232,13 @@ def test_arguments_in_the_shards_are_read(layout: parallel.Layout, saved: Saved,
     """Megatron-Core 0.19 has no common.pt, but an object among the tensors."""
     folder, common = tmp_path / "new", {"args": argparse.Namespace(**ARGS | OBJECTS)}
     state = {"model": core_model({}, 384).sharded_state_dict()}
-    state["common_state"] = ShardedObject("common_state", common, (1,), (0,), replica_id=0)
+    if not hasattr(CheckpointingConfig, "common_backend"):  # 0.19
+        state |= common
+    else:
+        state["common_state"] = ShardedObject("common_state", common, (1,), (0,), replica_id=0)
     folder.mkdir()
     dist_checkpointing.save(state, str(folder))
-    (folder / "common.pt").unlink()
+    (folder / "common.pt").unlink(missing_ok=True)
     import_from_megatron(folder, tmp_path / "ours")
     assert torch.equal(our_logits(tmp_path / "ours", layout), our_logits_of(saved, layout, tmp_path))
 
