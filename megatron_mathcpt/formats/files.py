@@ -370,11 +370,6 @@ class JsonLines:
         self._file.close()
 
 
-def read_json_lines(path: Path) -> list[JsonObject]:
-    """Every complete row of a `JsonLines` file; a torn last line, left by a kill, is skipped."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
-
-
 class Row(BaseModel):
     """Base of a typed row; fields that the reader does not use are ignored."""
 
