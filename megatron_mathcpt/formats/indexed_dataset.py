@@ -94,20 +94,11 @@ def _check_order(index: Path, lengths: Lengths, dtype: TokenType) -> None:
         raise DataError(f"{index}: ends with document {last} of {len(lengths)}; build the dataset again")
 
 
-def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]]:
+def read_document(prefix: Path, number: int) -> tuple[int, Ids]:
     """Position of a document's first token in the dataset, and its token ids; reads nothing else."""
-    sequences, _, dtype = _read_header(prefix)
-    assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
-    index, offsets = _file(prefix, ".idx"), _HEADER.size + 4 * sequences
-    length = int(np.fromfile(index, "<i4", 1, offset=_HEADER.size + 4 * number)[0])
-    places = np.fromfile(index, "<i8", min(2, sequences - number), offset=offsets + 8 * number).tolist()
-    begin, end = [*places, _file(prefix, ".bin").stat().st_size][:2]
-    if begin < 0 or length < 0 or begin % dtype.itemsize or end != begin + length * dtype.itemsize:
-        raise DataError(f"{index}: document {number} ends elsewhere than it says; build the dataset again")
-    tokens = np.fromfile(_file(prefix, ".bin"), dtype, length, offset=begin)
-    if len(tokens) != length:
-        raise DataError(f"{_file(prefix, '.bin')}: ends within document {number}; build the dataset again")
-    return begin // dtype.itemsize, tokens.astype(np.int64)
+    _, begin, dtype = read_part(prefix, number, 1)
+    (tokens,) = read_documents(prefix, number, 1)
+    return begin // dtype.itemsize, tokens
 
 
 def read_documents(prefix: Path, first: int = 0, count: int = 1 << 62) -> list[Ids]:
@@ -132,8 +123,14 @@ def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, Token
     index = _file(prefix, ".idx")
     count = max(0, min(count, sequences - first))
     lengths = np.fromfile(index, "<i4", count, offset=_HEADER.size + 4 * first)
-    begin = np.fromfile(index, "<i8", min(1, count), offset=_HEADER.size + 4 * sequences + 8 * first)
-    return lengths, int(begin.sum()), dtype
+    offsets = np.fromfile(index, "<i8", count + 1, offset=_HEADER.size + 4 * sequences + 8 * first)
+    # The last one ends with the file; then come the documents.
+    ends = np.append(offsets[: max(0, sequences - first)], _file(prefix, ".bin").stat().st_size)
+    begin, end = int(ends[0]), int(ends[count])
+    size = int(lengths.sum(dtype=np.int64)) * dtype.itemsize
+    if begin < 0 or lengths.min(initial=0) < 0 or begin % dtype.itemsize or end != begin + size:
+        raise DataError(f"{index}: document {first} ends elsewhere than it says; build the dataset again")
+    return lengths, begin, dtype
 
 
 class TokenBlock(NamedTuple):
@@ -200,8 +197,8 @@ def _check_size(file: Path, expected: int, what: str) -> None:
         raise DataError(f"{file}: {found} bytes, {what} says {expected}; build it again")
 
 
-def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
-    """Concatenate datasets into `prefix`; returns documents and tokens."""
+def merge(parts: Sequence[Path], prefix: Path) -> None:
+    """Concatenate datasets into `prefix`."""
     lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
     if len(set(dtypes)) != 1:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")
@@ -210,7 +207,6 @@ def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
             file = _file(part, ".bin")  # an empty one cannot be mapped
             tokens = np.memmap(file, dtypes[0], "r") if file.stat().st_size else np.empty(0, dtypes[0])
             writer.write(tokens, counts)
-    return writer.documents, writer.tokens
 
 
 @contextmanager
