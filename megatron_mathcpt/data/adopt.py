@@ -33,7 +33,14 @@ from megatron_mathcpt.formats.indexed_dataset import (
 from megatron_mathcpt.formats.manifest import OutputFile, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts, load_tokenizer, write_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import (
+    Bos,
+    TokenizerCounts,
+    begin_token,
+    load_tokenizer,
+    named_begin,
+    write_tokenizer,
+)
 from megatron_mathcpt.log import Meter, get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -77,7 +84,7 @@ class _Known(NamedTuple):
 
     loaded: "tokenizers.Tokenizer"
     info: TokenizerCounts
-    begin: int | None  # the begin token, even if texts do not begin with it
+    begin: int | None  # the token that the tokenizer adds, or else the one that it names
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,9 @@ def adopt(
             raise ConfigError(f"pool '{pool}': two prefixes for {split}; a pool has one, so name another")
     with TemporaryDirectory() as folder:
         write_tokenizer(tokenizer, Path(folder), bos)
-        known = _Known(*load_tokenizer(Path(folder)), _begin_id(tokenizer))
+        added = begin_token(tokenizer)
+        begin = named_begin(Path(folder)) if added is None else added
+        known = _Known(*load_tokenizer(Path(folder)), begin)
         for pair in pairs:
             read_lengths(pair.prefix)  # every index, before the first tokens
         meter = Meter(_log, sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs))
@@ -185,18 +194,6 @@ def adopt(
         adopted = Adopted(found, samples, notes, _sections(found, shares, out))
         _write(adopted, Path(folder), known.info, out)
     return adopted
-
-
-def _begin_id(tokenizer: Path) -> int | None:
-    """The begin token that a tokenizer adds, or else the one that it names."""
-    if (found := load_tokenizer(tokenizer)[1].bos_id) is not None:
-        return found
-    with TemporaryDirectory() as folder:
-        try:
-            write_tokenizer(tokenizer, Path(folder), "always")
-        except DataError:  # it names none
-            return None
-        return load_tokenizer(Path(folder))[1].bos_id
 
 
 def _check(pair: Pair, known: _Known, meter: Meter) -> Checked:
