@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -46,9 +46,8 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
             raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
         if owner is None:
             # Without truncation: others may be doing the same, or have read it already.
-            with os.fdopen(
-                os.open(out / MARKER, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="utf-8"
-            ) as file:
+            (out / MARKER).touch()
+            with (out / MARKER).open("r+", encoding="utf-8") as file:
                 file.write(f"{kind}\n")
 
 
@@ -61,11 +60,10 @@ def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator
     with file:
         # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
         # flock across nodes it excludes processes of the same node only.
-        with writing(out):
-            _acquire(file, out)
         job = os.environ.get("SLURM_JOB_ID")
         owner = f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}"
         with writing(out):
+            _acquire(file, out)
             # The first line stays the same, so that a process that reads it meanwhile still finds it.
             file.seek(0)
             file.truncate(file.write(f"{kind}\n{owner}\n"))
@@ -108,17 +106,13 @@ def _acquire(file: TextIO, out: Path) -> None:
 
 def _kind_of(out: Path) -> str | None:
     """The kind of output that `out` says it is; a damaged manifest is reported by whoever reads it."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((out / FILE_NAME).read_bytes())["kind"]
         if isinstance(found, str):
             return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    try:
-        first = (out / MARKER).read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, ValueError):
-        return None
-    return first or None
+    with suppress(OSError, ValueError):
+        return (out / MARKER).read_text(encoding="utf-8").partition("\n")[0] or None
+    return None
 
 
 def _shown(names: list[str]) -> str:
