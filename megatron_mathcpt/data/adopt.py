@@ -24,10 +24,9 @@ from megatron_mathcpt.formats.files import hash_file, read_small, write_atomical
 from megatron_mathcpt.formats.indexed_dataset import (
     count_documents,
     dataset_writer,
-    document_at,
-    read_blocks,
     read_document,
     read_lengths,
+    read_sequences,
     token_dtype,
 )
 from megatron_mathcpt.formats.manifest import OutputFile, is_complete, sync_and_describe, write_manifest
@@ -200,23 +199,26 @@ def _check(pair: Pair, known: _Known, meter: Meter) -> Checked:
     """Read the tokens of a pair once: bounds, first and last ones of documents, hash."""
     files, digest = {suffix: Path(f"{pair.prefix}{suffix}") for suffix in (".bin", ".idx")}, hashlib.sha256()
     info, ends = known.info, dict.fromkeys(sorted(known.info.ends), 0)
-    tokens, begun, filled = 0, 0, 0
-    for block in read_blocks(pair.prefix):
-        digest.update(block.tokens.data)
-        for worst in (int(block.tokens.max()), int(block.tokens.min())):
+    documents, tokens, begun, filled = 0, 0, 0, 0
+    for block, lengths in read_sequences(pair.prefix):
+        digest.update(block.data)
+        behind = np.cumsum(lengths, dtype=np.int64)
+        for worst in (int(block.max(initial=0)), int(block.min(initial=0))):
             if not 0 <= worst < info.vocab_size:
-                number = document_at(pair.prefix, tokens + int(np.argmax(block.tokens == worst)))
+                place = np.argmax(block == worst)
+                number = documents + int(np.searchsorted(behind, place, side="right"))
                 what = f"document {number} has token id {worst}, the tokenizer ids below {info.vocab_size}"
                 raise DataError(f"{files['.bin']}: {what}; give the tokenizer that it was made with")
-        last = block.tokens[block.last]
+        some = lengths > 0
+        first, last = block[(behind - lengths)[some]], block[behind[some] - 1]
         ends = {end: count + int((last == end).sum()) for end, count in ends.items()}
-        begun += int((block.tokens[block.first] == known.begin).sum())
-        filled, tokens = filled + len(last), tokens + len(block.tokens)
-        meter.at(meter.done + block.tokens.nbytes, str(pair.prefix))
+        begun += int((first == known.begin).sum())
+        documents, filled, tokens = documents + len(lengths), filled + len(last), tokens + len(block)
+        meter.at(meter.done + block.nbytes, str(pair.prefix))
     hashes = {".bin": digest.hexdigest(), ".idx": hash_file(files[".idx"])}
     found = {end: OutputFile(bytes=file.stat().st_size, sha256=hashes[end]) for end, file in files.items()}
-    counts = len(read_lengths(pair.prefix)[0]), tokens, count_documents(pair.prefix)
-    return Checked(pair, *counts, begun, ends, filled - ends[info.eos_id], found)
+    unended = filled - ends[info.eos_id]
+    return Checked(pair, documents, tokens, count_documents(pair.prefix), begun, ends, unended, found)
 
 
 def _samples(one: Checked, known: _Known) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ _BLOCK = 1 << 20  # documents per block: 8 MB of offsets at a time
 
 Lengths = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int32]
-Indices = npt.NDArray[np.int64]
 TokenType = np.dtype[np.integer]
 # Megatron-Core's `DType`; it has floats too, which are no token ids. Ours are int32 or uint16.
 _TYPES: dict[int, TokenType] = {
@@ -34,7 +33,7 @@ _TYPES: dict[int, TokenType] = {
 }
 _FLOATS = {6: "float64", 7: "float32"}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
-_TOKENS = 8 << 20  # read at once
+_SEQUENCES = 1 << 14  # read at once
 
 
 def token_dtype(vocab_size: int) -> TokenType:
@@ -133,42 +132,19 @@ def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, Token
     return lengths, begin, dtype
 
 
-class TokenBlock(NamedTuple):
-    """Some tokens of a dataset, and where in them sequences begin and end; empty ones are nowhere."""
-
-    tokens: npt.NDArray[np.integer]
-    first: Indices
-    last: Indices  # not the one after
-
-
-def read_blocks(prefix: Path) -> Iterator[TokenBlock]:
-    """All tokens once, in blocks; raises `DataError` as `read_lengths` does."""
+def read_sequences(prefix: Path) -> Iterator[tuple[npt.NDArray[np.integer], Lengths]]:
+    """All tokens once, mapped, in blocks of whole sequences with their lengths; raises as `read_lengths`."""
     lengths, dtype = read_lengths(prefix)
-    ends, bounds, low = _ends(lengths), np.zeros(1, np.int64), 0
-    with _file(prefix, ".bin").open("rb") as file:
-        while len(tokens := np.fromfile(file, dtype, _TOKENS)):
-            high = low + len(tokens)
-            while bounds[-1] < high and (more := next(ends, None)) is not None:
-                bounds = np.concatenate([bounds, more])
-            here = bounds[: np.searchsorted(bounds, high, side="right")]
-            yield TokenBlock(tokens, here[here < high] - low, here[here > low] - 1 - low)
-            bounds, low = bounds[np.searchsorted(bounds, high) :], high
+    tokens, end = _map_tokens(prefix, dtype), 0
+    for low in range(0, len(lengths), _SEQUENCES):
+        part = lengths[low : low + _SEQUENCES]
+        begin, end = end, end + int(part.sum(dtype=np.int64))
+        yield tokens[begin:end], part
 
 
-def _ends(lengths: Lengths) -> Iterator[Indices]:
-    """Where sequences that are not empty end, in tokens, in blocks."""
-    end = 0
-    for low in range(0, len(lengths), _BLOCK):
-        part = lengths[low : low + _BLOCK]
-        found = end + np.cumsum(part, dtype=np.int64)
-        yield found[part > 0]
-        end = int(found[-1])
-
-
-def document_at(prefix: Path, place: int) -> int:
-    """The number of the sequence that has the token at `place`; needs 8 bytes a sequence."""
-    ends = np.cumsum(read_lengths(prefix)[0], dtype=np.int64)
-    return int(np.searchsorted(ends, place, side="right"))
+def _map_tokens(prefix: Path, dtype: TokenType) -> npt.NDArray[np.integer]:
+    file = _file(prefix, ".bin")  # an empty one cannot be mapped
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
 
 
 def count_documents(prefix: Path) -> int:
@@ -204,9 +180,7 @@ def merge(parts: Sequence[Path], prefix: Path) -> None:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")
     with dataset_writer(prefix, dtypes[0]) as writer:
         for part, counts in zip(parts, lengths, strict=True):
-            file = _file(part, ".bin")  # an empty one cannot be mapped
-            tokens = np.memmap(file, dtypes[0], "r") if file.stat().st_size else np.empty(0, dtypes[0])
-            writer.write(tokens, counts)
+            writer.write(_map_tokens(part, dtypes[0]), counts)
 
 
 @contextmanager
