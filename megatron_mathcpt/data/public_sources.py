@@ -86,12 +86,7 @@ def _lila(row: JsonObject) -> Row:
     program = _first(row.get("output_program", row.get("Output Program")))
     answer = _first(row.get("output_answer", row.get("Output Answer")))
     question = row.get("input", row.get("Input"))
-    return {
-        "input": question,
-        "output_program": program,
-        "output_answer": answer,
-        "dataset": row.get("dataset"),
-    }
+    return row | {"input": question, "output_program": program, "output_answer": answer}
 
 
 def _tal_scq5k(row: JsonObject) -> Row:
@@ -124,11 +119,8 @@ def _without_thinking(row: JsonObject) -> Row:
 
 def _nemotron_math(row: JsonObject) -> Row:
     """`messages`, of which the last one of the assistant is the solution."""
-    said = [
-        m.get("content")
-        for m in _list(row.get("messages"))
-        if isinstance(m, dict) and m.get("role") == "assistant"
-    ]
+    messages = (one for one in _list(row.get("messages")) if isinstance(one, dict))
+    said = [one.get("content") for one in messages if one.get("role") == "assistant"]
     return {**row, "solution": said[-1] if said else None}
 
 
