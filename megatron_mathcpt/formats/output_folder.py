@@ -16,14 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from megatron_mathcpt.errors import ConfigError, one_line, writing
+from megatron_mathcpt.errors import ConfigError, first_of, one_line, writing
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.log import get_logger
 
 MARKER = ".lock"
 _PATIENCE_SECONDS = 5.0  # for the kernel to end the processes of a killed job
-_SHOWN = 3
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems, as they are mounted
 _logger = get_logger(__name__)
 
@@ -40,7 +39,7 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
         names = sorted({*os.listdir(out)} - {MARKER})
         owner = _kind_of(out)
         if names and owner != kind:
-            found = f"contains {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
+            found = f"contains {first_of(names)}" if owner is None else f"is a folder of kind '{owner}'"
             raise ConfigError(f"{out}: {found}, no output of kind '{kind}'; give a new or an empty folder")
         if links := [name for name in (MARKER, FILE_NAME, *written) if (out / name).is_symlink()]:
             raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
@@ -113,8 +112,3 @@ def _kind_of(out: Path) -> str | None:
     with suppress(OSError, ValueError):
         return (out / MARKER).read_text(encoding="utf-8").partition("\n")[0] or None
     return None
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
