@@ -6,7 +6,7 @@ traceback.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,12 @@ class ServerError(MathCptError):
 def one_line(text: str) -> str:
     """`text` with every run of white space, line breaks included, as one space."""
     return " ".join(text.split())
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextmanager

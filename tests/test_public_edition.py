@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.corpora import standard_library
-from megatron_mathcpt.formats.files import read_json_lines
+from tests.support.json_lines import read_json_lines
 from tests.support.public_samples import PROBLEMS, TEXTS, write_benchmarks, write_samples
 from tests.support.stages import CONFIGS
 

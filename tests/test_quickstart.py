@@ -20,7 +20,7 @@ import pytest
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.experiment.stages import build_stages
-from megatron_mathcpt.formats.files import read_json_lines
+from tests.support.json_lines import read_json_lines
 from tests.support.stages import smaller_study
 
 MODEL = {"model.hidden_size": 64, "model.ffn_hidden_size": 128, "model.num_attention_heads": 4}

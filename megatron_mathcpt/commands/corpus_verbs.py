@@ -49,16 +49,16 @@ def download(
     if sets or table:
         raise DataError("--sets and --table: only for `download benchmarks`")
     asked = find_source(source, files, revision)
-    fetched = fetch(asked, out, echo)
+    note, new = fetch(asked, out, echo)
     adapter = (
         f", adapter {asked.adapter or source}"
         if source in public_sources()
         else "; its columns go under `fields`"
     )
-    total = sum(file["bytes"] for file in fetched.files.values()) / 1e9
-    done = f"{len(fetched.new)} files downloaded" if fetched.new else "complete, verified"
+    total = sum(file.bytes for file in note.files.values()) / 1e9
+    done = f"{len(new)} files downloaded" if new else "complete, verified"
     echo(
-        f"{out}: {done}; {len(fetched.files)} files, {total:.2f} GB, revision {fetched.revision}; "
+        f"{out}: {done}; {len(note.files)} files, {total:.2f} GB, revision {note.revision}; "
         f"in a corpus: path {out / asked.pattern}{adapter}"
     )
 

@@ -12,7 +12,7 @@ from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
 from megatron_mathcpt.commands.score_verbs import print_report
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, first_of
 from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def dry_run(
         if not study.runs and not asked.benchmarks:  # what models need does not depend on them
             asked = replace(asked, benchmarks=Path("benchmarks"))
         stages = asked.stages(study, gpus)
-        rows = [(stage.name, _shortened(stage.needs), _state(stage)) for stage in stages]
+        rows = [(stage.name, first_of(stage.needs, 5), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
         # A run without `model` has the shape of its starting weights, which may not exist yet.
         trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
@@ -295,11 +295,6 @@ def dry_run(
 def _state(stage: "Stage") -> str:
     field = stage.changed_field()
     return f"done with another {field}" if field else "done" if stage.is_done() else "to do"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
-    return ", ".join(names[:4] if more else names) + more
 
 
 @verb("run")

@@ -24,16 +24,22 @@ from megatron_mathcpt.formats.files import hash_file, read_small, write_atomical
 from megatron_mathcpt.formats.indexed_dataset import (
     count_documents,
     dataset_writer,
-    document_at,
-    read_blocks,
     read_document,
     read_lengths,
+    read_sequences,
     token_dtype,
 )
 from megatron_mathcpt.formats.manifest import OutputFile, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts, load_tokenizer, write_tokenizer
+from megatron_mathcpt.formats.tokenizer_folder import (
+    Bos,
+    TokenizerCounts,
+    begin_token,
+    load_tokenizer,
+    named_begin,
+    write_tokenizer,
+)
 from megatron_mathcpt.log import Meter, get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -77,7 +83,7 @@ class _Known(NamedTuple):
 
     loaded: "tokenizers.Tokenizer"
     info: TokenizerCounts
-    begin: int | None  # the begin token, even if texts do not begin with it
+    begin: int | None  # the token that the tokenizer adds, or else the one that it names
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,9 @@ def adopt(
             raise ConfigError(f"pool '{pool}': two prefixes for {split}; a pool has one, so name another")
     with TemporaryDirectory() as folder:
         write_tokenizer(tokenizer, Path(folder), bos)
-        known = _Known(*load_tokenizer(Path(folder)), _begin_id(tokenizer))
+        added = begin_token(tokenizer)
+        begin = named_begin(Path(folder)) if added is None else added
+        known = _Known(*load_tokenizer(Path(folder)), begin)
         for pair in pairs:
             read_lengths(pair.prefix)  # every index, before the first tokens
         meter = Meter(_log, sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs))
@@ -187,39 +195,30 @@ def adopt(
     return adopted
 
 
-def _begin_id(tokenizer: Path) -> int | None:
-    """The begin token that a tokenizer adds, or else the one that it names."""
-    if (found := load_tokenizer(tokenizer)[1].bos_id) is not None:
-        return found
-    with TemporaryDirectory() as folder:
-        try:
-            write_tokenizer(tokenizer, Path(folder), "always")
-        except DataError:  # it names none
-            return None
-        return load_tokenizer(Path(folder))[1].bos_id
-
-
 def _check(pair: Pair, known: _Known, meter: Meter) -> Checked:
     """Read the tokens of a pair once: bounds, first and last ones of documents, hash."""
     files, digest = {suffix: Path(f"{pair.prefix}{suffix}") for suffix in (".bin", ".idx")}, hashlib.sha256()
     info, ends = known.info, dict.fromkeys(sorted(known.info.ends), 0)
-    tokens, begun, filled = 0, 0, 0
-    for block in read_blocks(pair.prefix):
-        digest.update(block.tokens.data)
-        for worst in (int(block.tokens.max()), int(block.tokens.min())):
+    documents, tokens, begun, filled = 0, 0, 0, 0
+    for block, lengths in read_sequences(pair.prefix):
+        digest.update(block.data)
+        behind = np.cumsum(lengths, dtype=np.int64)
+        for worst in (int(block.max(initial=0)), int(block.min(initial=0))):
             if not 0 <= worst < info.vocab_size:
-                number = document_at(pair.prefix, tokens + int(np.argmax(block.tokens == worst)))
+                place = np.argmax(block == worst)
+                number = documents + int(np.searchsorted(behind, place, side="right"))
                 what = f"document {number} has token id {worst}, the tokenizer ids below {info.vocab_size}"
                 raise DataError(f"{files['.bin']}: {what}; give the tokenizer that it was made with")
-        last = block.tokens[block.last]
+        some = lengths > 0
+        first, last = block[(behind - lengths)[some]], block[behind[some] - 1]
         ends = {end: count + int((last == end).sum()) for end, count in ends.items()}
-        begun += int((block.tokens[block.first] == known.begin).sum())
-        filled, tokens = filled + len(last), tokens + len(block.tokens)
-        meter.at(meter.done + block.tokens.nbytes, str(pair.prefix))
+        begun += int((first == known.begin).sum())
+        documents, filled, tokens = documents + len(lengths), filled + len(last), tokens + len(block)
+        meter.at(meter.done + block.nbytes, str(pair.prefix))
     hashes = {".bin": digest.hexdigest(), ".idx": hash_file(files[".idx"])}
     found = {end: OutputFile(bytes=file.stat().st_size, sha256=hashes[end]) for end, file in files.items()}
-    counts = len(read_lengths(pair.prefix)[0]), tokens, count_documents(pair.prefix)
-    return Checked(pair, *counts, begun, ends, filled - ends[info.eos_id], found)
+    unended = filled - ends[info.eos_id]
+    return Checked(pair, documents, tokens, count_documents(pair.prefix), begun, ends, unended, found)
 
 
 def _samples(one: Checked, known: _Known) -> Iterator[str]:

@@ -289,7 +289,7 @@ def default_workers(build: Build) -> int:
 def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     """Run the unfinished tasks of `stage` and log progress; one worker is this process."""
     workers = min(workers, len(stage.tasks))
-    executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out, 0 if workers == 1 else 1))
+    executor = LocalPipelineExecutor(**_executor_arguments(stage, build.out))
     datatrove_logger.disable("datatrove")
     ranks, run = executor.get_incomplete_ranks(), executor._run_for_rank
     works = _lines_works(build) if stage.name == "lines" else build.works
@@ -357,6 +357,6 @@ def _environment(site: ClusterConfig) -> str:
     return "\n".join([*lines, f"export PYTHONPATH={shlex.quote(str(Path(__file__).resolve().parents[2]))}"])
 
 
-def _executor_arguments(stage: StageTasks, out: Path, threads: int) -> dict[str, object]:
+def _executor_arguments(stage: StageTasks, out: Path, threads: int = 0) -> dict[str, object]:
     folder = str(out.resolve() / LOGS / stage.name)
     return {"pipeline": [replace(stage, threads=threads)], "tasks": len(stage.tasks), "logging_dir": folder}

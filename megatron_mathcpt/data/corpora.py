@@ -100,12 +100,8 @@ def split_problems(
 
 def evaluation_item(problem: Problem) -> JsonObject:
     """The problem in the schema of benchmark files; `type` decides how its answer is compared."""
-    return {
-        **problem.model_dump(include={"id", "question", "answer"}),
-        "type": answer_type(problem),
-        "lang": problem.language,
-        **problem.model_dump(include={"solution", "stage", "steps"}),
-    }
+    same = problem.model_dump(include={"id", "question", "answer", "solution", "stage", "steps"})
+    return same | {"type": answer_type(problem), "lang": problem.language}
 
 
 def answer_type(problem: Problem) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -209,13 +209,6 @@ class _Graded(Row):
     correct: bool
 
 
-class PartScore(TypedDict):
-    n: int
-    correct: int
-    accuracy: float | None  # None for too few items, as `stderr`
-    stderr: float | None
-
-
 def overlap_report(
     evaluation: Path, tasks: dict[str, Path], documents: Sequence[Path], threshold: float
 ) -> JsonObject:
@@ -245,8 +238,11 @@ def overlap_report(
     return {"threshold": threshold, "words": words, "characters": characters, "tasks": found}
 
 
-def scores_without(rows: list[JsonObject], shares: dict[str, float], limit: float) -> dict[str, PartScore]:
-    """Scores over all items in `rows` of a samples file, those with overlap below `limit`, and the rest."""
+def scores_without(rows: list[JsonObject], shares: dict[str, float], limit: float) -> JsonObject:
+    """Scores over all items in `rows` of a samples file, those with overlap below `limit`, and the rest.
+
+    `accuracy` and `stderr` are None for too few items.
+    """
     if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
     parts = {
@@ -254,7 +250,7 @@ def scores_without(rows: list[JsonObject], shares: dict[str, float], limit: floa
         "clean": [row for row in rows if shares[row["id"]] < limit],
         "overlapping": [row for row in rows if shares[row["id"]] >= limit],
     }
-    scores: dict[str, PartScore] = {}
+    scores: JsonObject = {}
     for name, part in parts.items():
         n, correct = len(part), sum(row["correct"] for row in part)
         error = accuracy_standard_error(correct, n) if n > 1 else None

@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -85,7 +85,6 @@ class Pack:
     packed: bool
     work: Path
     blocks: tuple[Block, ...]
-    threads: int = 0  # of the tokenizer (0: its default)
 
     def part(self, number: int) -> Path:
         return self.work / f"{number:06d}.part"
@@ -187,7 +186,7 @@ def _pack(pack: Pack, workers: int | None) -> None:
     """Pack the blocks that are missing, and log progress; one worker is this process."""
     missing = pack.missing()
     workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
-    run = partial(pack_block, pack if workers < 2 else replace(pack, threads=1))
+    run = partial(pack_block, pack)
     names = [f"{pack.documents}, documents from {block.first + 1:,}" for block in pack.blocks]
     alone = (run(number) for number in missing)
     tasks = alone if workers < 2 else run_in_processes(run, missing, workers, names)
@@ -203,8 +202,6 @@ def _pack(pack: Pack, workers: int | None) -> None:
 
 def pack_block(pack: Pack, number: int) -> None:
     """Make records of the documents of a block, and pack them into its part."""
-    if pack.threads:
-        os.environ["RAYON_NUM_THREADS"] = str(pack.threads)
     records, block = _sft_records(pack.rule, pack.documents), pack.blocks[number]
     records.counts.clear()
     gc.disable()  # records are in no cycle, and looking for one among them takes a fifth of the time

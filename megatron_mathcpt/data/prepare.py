@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.corpus import Corpus, Decontaminate
 from megatron_mathcpt.data import minhash
 from megatron_mathcpt.data.decontaminate import Contamination, benchmark_files
 from megatron_mathcpt.data.filters import Drop, find_drops
@@ -202,14 +202,8 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
-def _load_contamination(
-    kind: type[Corpus], config: str, inputs: tuple[tuple[str, str], ...]
-) -> Contamination:
-    corpus = kind.model_validate_json(config)
-    assert corpus.decontaminate
-    contamination = Contamination(corpus.decontaminate)
-    check_inputs(corpus, dict(inputs))
-    return contamination
+def _load_contamination(rules: str, _: tuple[tuple[str, str], ...]) -> Contamination:
+    return Contamination(Decontaminate.model_validate_json(rules))
 
 
 class _Sorter:
@@ -222,8 +216,9 @@ class _Sorter:
         self._source = config.sources[shard.source]
         self._contamination: Contamination | None = None
         if config.decontaminate:
-            key = type(config), config.model_dump_json(), tuple(inputs.items())
-            self._contamination = _load_contamination(*key)
+            rules = config.decontaminate.model_dump_json()
+            self._contamination = _load_contamination(rules, tuple(inputs.items()))
+            check_inputs(config, inputs)
         self.first_reject: Skipped | None = None
         self._written = 0  # bytes of kept.jsonl
         self.counts = {"read": 0, "rejected": 0, "kept": 0}

@@ -8,7 +8,6 @@ share no such pair in any language, wording or run.
 
 import ast
 import functools
-import hashlib
 import math
 import operator
 import random
@@ -22,7 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.records import Language, Problem, Stage
+from megatron_mathcpt.records import Language, Problem, Stage, id_rank
 
 # What a wording may name in addition to numbers.
 _COMMON = ("name", "other", "thing")
@@ -139,7 +138,7 @@ def instance_key(name: str, numbers: Values) -> str:
 
 def is_held_out(key: str, share: float) -> bool:
     """Whether the instance is held out for evaluation; about `share` of all instances are."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 1000 < share * 1000
+    return id_rank(key) % 1000 < share * 1000
 
 
 def training_problems(mix: ProblemMix, seed: int) -> list[Problem]:

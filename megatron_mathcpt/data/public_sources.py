@@ -6,7 +6,6 @@ answers from its solutions, by the rules with which outputs of models are read (
 each record says in its `extra` how its answer was found.
 """
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -15,15 +14,13 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from megatron_mathcpt.answers.extraction import extract_answer, split_thinking
 from megatron_mathcpt.config.corpus import PublicSource, public_sources
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import hash_file, read_json, write_atomically
+from megatron_mathcpt.formats.files import Row, hash_file, read_json, write_atomically
 from megatron_mathcpt.formats.hub import hub_errors
+from megatron_mathcpt.formats.manifest import OutputFile
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.strict_json import decode_json
 from megatron_mathcpt.records import JsonObject, Language
@@ -38,10 +35,10 @@ _NOTES = re.compile(r"<<[^<>\n]*>>")  # GSM8K's, for a calculator
 _STATEMENT = re.compile(
     r"\n\s*(?:####|(?:The (?:final )?answer is|答案[是为]?)\s*[:：]?)[^\n]*\s*$", re.IGNORECASE
 )
-Row = JsonObject | str  # in our field names, or the reason to drop it
+Adapted = JsonObject | str  # in our field names, or the reason to drop it
 
 
-def _by_meta(row: JsonObject, *keys: str) -> Row:
+def _by_meta(row: JsonObject, *keys: str) -> Adapted:
     """`text` and `meta`, an object or JSON as text, whose first of `keys` is the id."""
     meta = row.get("meta")
     with suppress(DataError):
@@ -50,7 +47,7 @@ def _by_meta(row: JsonObject, *keys: str) -> Row:
     return {"text": row.get("text"), "id": next((found[key] for key in keys if found.get(key)), None)}
 
 
-def _starcoder(row: JsonObject) -> Row:
+def _starcoder(row: JsonObject) -> Adapted:
     """`content`, `id`, `max_stars_repo_name`, `max_stars_repo_path`, `max_stars_count`."""
     text = row.get("content")
     name = "/".join(str(row[k]) for k in ("max_stars_repo_name", "max_stars_repo_path") if row.get(k))
@@ -58,7 +55,7 @@ def _starcoder(row: JsonObject) -> Row:
     return {"text": text, "id": name or row.get("id")}
 
 
-def _infimm_webmath(row: JsonObject) -> Row:
+def _infimm_webmath(row: JsonObject) -> Adapted:
     """`URL`, and parallel lists `text_list` and `image_list`: where one has a value the other has null."""
     parts = row.get("text_list")
     if isinstance(parts, list):
@@ -66,7 +63,7 @@ def _infimm_webmath(row: JsonObject) -> Row:
     return {"text": parts, "id": row.get("URL")}
 
 
-def _numinamath(row: JsonObject) -> Row:
+def _numinamath(row: JsonObject) -> Adapted:
     """1.5 has flags of validity and an `answer`, which may be a word for "none"; CoT has neither."""
     for flag in ("problem_is_valid", "solution_is_valid"):
         if row.get(flag, "Yes") != "Yes":
@@ -78,7 +75,7 @@ def _numinamath(row: JsonObject) -> Row:
     return {**row, "extra": extra}
 
 
-def _lila(row: JsonObject) -> Row:
+def _lila(row: JsonObject) -> Adapted:
     """In the original files the names are `Input`, `Output Program`, `Output Answer`, the last two lists.
 
     The solution is the program: there is no other explanation.
@@ -86,15 +83,10 @@ def _lila(row: JsonObject) -> Row:
     program = _first(row.get("output_program", row.get("Output Program")))
     answer = _first(row.get("output_answer", row.get("Output Answer")))
     question = row.get("input", row.get("Input"))
-    return {
-        "input": question,
-        "output_program": program,
-        "output_answer": answer,
-        "dataset": row.get("dataset"),
-    }
+    return row | {"input": question, "output_program": program, "output_answer": answer}
 
 
-def _tal_scq5k(row: JsonObject) -> Row:
+def _tal_scq5k(row: JsonObject) -> Adapted:
     """`answer_option_list` is a list of lists of {aoVal, content}; `answer_analysis` is a list of texts."""
     options = [option for part in _list(row.get("answer_option_list")) for option in _list(part)]
     lines = [
@@ -104,7 +96,7 @@ def _tal_scq5k(row: JsonObject) -> Row:
     return {**row, "problem": "\n".join([str(row.get("problem") or ""), *lines]), "answer_analysis": analysis}
 
 
-def _cmm_math(row: JsonObject) -> Row:
+def _cmm_math(row: JsonObject) -> Adapted:
     """Items with an image are dropped; `options` is one text, `analysis` or `solution` the explanation."""
     if str(row.get("image") or "").strip("[] "):
         return "needs_image"
@@ -112,28 +104,25 @@ def _cmm_math(row: JsonObject) -> Row:
     return {**row, "question": question, "analysis": row.get("analysis") or row.get("solution")}
 
 
-def _belle_school_math(row: JsonObject) -> Row:
+def _belle_school_math(row: JsonObject) -> Adapted:
     return {**row, "instruction": f"{row.get('instruction') or ''}\n{row.get('input') or ''}".strip()}
 
 
-def _without_thinking(row: JsonObject) -> Row:
+def _without_thinking(row: JsonObject) -> Adapted:
     """What a reasoning model wrote after its thinking; traces themselves are no solutions of this kind."""
     text = row.get("generated_solution")
     return {**row, "generated_solution": split_thinking(text)[1].strip() if isinstance(text, str) else text}
 
 
-def _nemotron_math(row: JsonObject) -> Row:
+def _nemotron_math(row: JsonObject) -> Adapted:
     """`messages`, of which the last one of the assistant is the solution."""
-    said = [
-        m.get("content")
-        for m in _list(row.get("messages"))
-        if isinstance(m, dict) and m.get("role") == "assistant"
-    ]
+    messages = (one for one in _list(row.get("messages")) if isinstance(one, dict))
+    said = [one.get("content") for one in messages if one.get("role") == "assistant"]
     return {**row, "solution": said[-1] if said else None}
 
 
 # What happens to a row before its columns are taken.
-_PREPARED: Mapping[str, Callable[[JsonObject], Row]] = {
+_PREPARED: Mapping[str, Callable[[JsonObject], Adapted]] = {
     "redpajama": lambda row: _by_meta(row, "arxiv_id", "url"),
     "algebraic_stack": lambda row: _by_meta(row, "hexsha"),  # for the part from The Stack
     "proof_pile_arxiv": lambda row: _by_meta(row, "arxiv_id", "url"),
@@ -150,7 +139,7 @@ _PREPARED: Mapping[str, Callable[[JsonObject], Row]] = {
 }
 
 
-def _adapt(name: str, row: JsonObject) -> Row:
+def _adapt(name: str, row: JsonObject) -> Adapted:
     """A row of the set `name` in our field names, or the reason to drop it."""
     schema, prepare = public_sources()[name], _PREPARED.get(name)
     found = prepare(row) if prepare else row
@@ -163,7 +152,7 @@ def _adapt(name: str, row: JsonObject) -> Row:
     return _with_answer(taken | {"extra": found.get("extra", {})}, schema.language or "en", stated=stated)
 
 
-def _with_answer(row: JsonObject, language: Language, *, stated: bool) -> Row:
+def _with_answer(row: JsonObject, language: Language, *, stated: bool) -> Adapted:
     """The row with language and answer; what only repeats the answer is no part of the solution."""
     solution, answer = row.get("solution"), row.get("answer")
     if solution is None or not str(solution).strip():
@@ -182,7 +171,7 @@ def _with_answer(row: JsonObject, language: Language, *, stated: bool) -> Row:
     return {**row, "solution": solution, "answer": answer, "language": language, "extra": extra}
 
 
-ADAPTERS: Mapping[str, Callable[[JsonObject], Row]] = {
+ADAPTERS: Mapping[str, Callable[[JsonObject], Adapted]] = {
     name: partial(_adapt, name) for name, one in public_sources().items() if one.adapter in ("", name)
 }
 
@@ -206,22 +195,13 @@ def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-class FileNote(TypedDict):
-    bytes: int
-    sha256: str
+class Note(Row):
+    """What is in a downloaded folder."""
 
-
-class Note(TypedDict):
     source: str  # repository and pattern
     repository: str
     revision: str
-    files: dict[str, FileNote]
-
-
-class Fetched(NamedTuple):
-    revision: str
-    files: dict[str, FileNote]
-    new: list[str]  # downloaded by this call
+    files: dict[str, OutputFile]
 
 
 def find_source(name: str, files: str | None = None, revision: str | None = None) -> PublicSource:
@@ -234,8 +214,8 @@ def find_source(name: str, files: str | None = None, revision: str | None = None
     return source.model_copy(update={field: value for field, value in given.items() if value is not None})
 
 
-def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> Fetched:
-    """Download the files of `source` to `out`, or resume, and verify every file.
+def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> tuple[Note, list[str]]:
+    """Download the files of `source` to `out`, or resume, and verify every file; returns the new ones too.
 
     A complete folder is verified without network; missing or damaged files are passed to `report` and fetched
     again in the same revision.
@@ -243,12 +223,12 @@ def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> 
     from huggingface_hub import HfApi
 
     note, wish = _read_note(out / NOTE), f"{source.repository}:{source.pattern}"
-    if note and note["repository"] != source.repository:
-        raise DataError(f"{out}: contains {note['repository']}; give another folder for {source.repository}")
-    files = note["files"] if note else {}
+    if note and note.repository != source.repository:
+        raise DataError(f"{out}: contains {note.repository}; give another folder for {source.repository}")
+    files = note.files if note else {}
     bad = [file for file, known in files.items() if _measured(out / file) != known]
-    if note and not bad and note["source"] == wish:
-        return Fetched(note["revision"], files, [])
+    if note and not bad and note.source == wish:
+        return note, []
     claim_folder(out, "download")
     for file in bad:
         report(f"{out / file}: missing or damaged, fetched again")
@@ -256,7 +236,7 @@ def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> 
     hub = HfApi()
     with hub_errors(source.repository):
         # Which revision the study used is unknown: take the newest, and note which it was.
-        revision = note["revision"] if note else source.revision
+        revision = note.revision if note else source.revision
         dataset = hub.dataset_info(source.repository, revision=revision, files_metadata=True)
         revision = dataset.sha or revision
         offered = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in dataset.siblings or []}
@@ -279,18 +259,18 @@ def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> 
         found = _measured(out / file)
         if not found:
             raise DataError(f"{out / file}: did not arrive; run the command again")
-        if offered[file] not in (None, found["sha256"]):
+        if offered[file] not in (None, found.sha256):
             (out / file).unlink()
             raise DataError(f"{out / file}: SHA-256 is not the hub's, removed; run the command again")
         files[file] = found
-    row = Note(source=wish, repository=source.repository, revision=revision, files=files)
-    write_atomically(out / NOTE, json.dumps(row, indent=1).encode())
-    return Fetched(revision, files, wanted)
+    note = Note(source=wish, repository=source.repository, revision=revision, files=files)
+    write_atomically(out / NOTE, note.model_dump_json(indent=1).encode())
+    return note, wanted
 
 
 def _read_note(path: Path) -> Note | None:
     return read_json(path, Note, "remove it to download all files again") if path.is_file() else None
 
 
-def _measured(path: Path) -> FileNote | None:
-    return {"bytes": path.stat().st_size, "sha256": hash_file(path)} if path.is_file() else None
+def _measured(path: Path) -> OutputFile | None:
+    return OutputFile(bytes=path.stat().st_size, sha256=hash_file(path)) if path.is_file() else None

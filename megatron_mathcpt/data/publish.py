@@ -43,7 +43,7 @@ from megatron_mathcpt.data.tokenizer import Encoder, Literals
 from megatron_mathcpt.data.words import Hashes, batches, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
-from megatron_mathcpt.formats.files import Row, atomic_writer, join_files, read_lines, write_atomically
+from megatron_mathcpt.formats.files import atomic_writer, join_files, read_lines, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
@@ -76,8 +76,8 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
         _train_tokenizer(works, config, folder)
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
     encoder, info = tokenizer.load_encoder(folder, settings.special_literals, settings.engine, sample)
-    chosen = _Chosen(engine=encoder.name, info=info)
-    write_atomically(works[0].root / _CHOSEN, chosen.model_dump_json().encode())
+    # For all shards: a process of each need not compare engines again.
+    write_atomically(works[0].root / _CHOSEN, orjson.dumps([encoder.name, info.model_dump()]))
     token = read_tokenizer(folder / FILE).id_to_token
     begin = "no token" if info.bos_id is None else token(info.bos_id)
     size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
@@ -249,13 +249,6 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     write_counts(out, counts | {"dropped": {reason: count for reason, count in lost.items() if count}})
 
 
-class _Chosen(Row):
-    """What `make_tokenizer` has found, for all shards: a process of each need not compare engines again."""
-
-    engine: str
-    info: TokenizerCounts
-
-
 def _encoder(
     works: Sequence[ShardWork], settings: Tokenizer, folder: Path
 ) -> tuple[Encoder, TokenizerCounts]:
@@ -264,8 +257,8 @@ def _encoder(
 
 @lru_cache(maxsize=1)  # once for all shards of a process
 def _open_encoder(chosen: bytes, folder: Path, literals: Literals) -> tuple[Encoder, TokenizerCounts]:
-    found = _Chosen.model_validate_json(chosen)
-    return tokenizer.open_encoder(folder, literals, found.engine), found.info
+    engine, info = orjson.loads(chosen)
+    return tokenizer.open_encoder(folder, literals, engine), TokenizerCounts.model_validate(info)
 
 
 def _originals(works: Sequence[ShardWork], firsts: Array) -> Iterator[JsonObject]:

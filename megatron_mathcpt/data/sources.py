@@ -303,7 +303,7 @@ def read_rows(shard: SourceShard, first: int = 1) -> Rows:
             table = part.rows if part and part.rows else EVERY
             yield from _grouped(table_lines(path, table), table[0])
         elif part:
-            yield from _line_rows(raw.scan_lines(path, part.span, first))
+            yield from _line_rows(raw.split_lines(raw.read_blocks(path, part.span), first))
         else:
             yield from _json_rows(path)
     except DamagedFile as error:
@@ -329,11 +329,11 @@ def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
 
 def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """`file:line` and row of each non-blank JSON line; raises `DataError` for a bad line."""
-    for first, lines in raw.read_lines(path):
-        for row in (_line_row(line, number) for number, line in enumerate(lines, first) if line.strip()):
-            if isinstance(row, Skipped):
-                raise DataError(f"{path}:{row.line}: {row.reason}; fix or remove the line")
-            yield f"{path}:{row[0]}", row[1]
+    for number, line in raw.numbered_lines(path):
+        try:
+            yield f"{path}:{number}", decode_object(line)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}; fix or remove the line") from error
 
 
 def _json_rows(path: Path) -> Rows:

@@ -229,19 +229,13 @@ def enclose(
     tokens: Tokens, lengths: Lengths, info: TokenizerCounts, *, end: bool = True
 ) -> tuple[Tokens, Lengths]:
     """Documents from the tokens of texts: the tokenizer's begin token, if it adds one, and the `end`."""
-    before = 0 if info.bos_id is None else 1
-    closed = lengths + np.int32(before + end)
-    ends = np.cumsum(closed, dtype=np.int64)
-    result, inside = (
-        np.empty(int(closed.sum(dtype=np.int64)), np.int32),
-        np.ones(len(tokens) + (before + end) * len(lengths), np.bool_),
-    )
-    if end:
-        inside[ends - 1], result[ends - 1] = False, info.eos_id
+    ends = np.cumsum(lengths, dtype=np.int64)
     if info.bos_id is not None:
-        inside[ends - closed], result[ends - closed] = False, info.bos_id
-    result[inside] = tokens
-    return result, closed
+        tokens = np.insert(tokens, ends - lengths, info.bos_id)
+        ends, lengths = ends + np.arange(1, len(ends) + 1), lengths + np.int32(1)
+    if end:
+        tokens, lengths = np.insert(tokens, ends, info.eos_id), lengths + np.int32(1)
+    return tokens, lengths
 
 
 def prefetch(blocks: Iterable[Block]) -> Iterator[Block]:

@@ -8,7 +8,6 @@ cache; where neither is writable, set NUMBA_CACHE_DIR.
 """
 
 import re
-import string
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
+from datatrove.utils.text import PUNCTUATION_SET
 from numba import njit
 
 Hashes = npt.NDArray[np.uint64]
@@ -44,17 +44,6 @@ _SPACELESS = ((0x3041, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xF
 _REPEATED = (0x3005, 0x3008)  # marks that repeat a Chinese character
 _ALL = np.ones(1, np.bool_)
 _TABLE = 0x20000  # entry of all code points above: rare Chinese characters, which have no folding
-# In hexadecimal; with ASCII's and the control characters, PUNCTUATION_SET of datatrove/utils/text.py.
-_PUNCTUATION = (
-    "ab b4 bb 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 "
-    "17d4-17d6 17d9-17da 1803 1809 1944-1945 1aa8-1aab 1b5a-1b5b 1b5e-1b5f 1b7d-1b7e 1c3b-1c3c 1c7e-1c7f "
-    "2013-2014 2019 201c-201e 2026 203c-203d 2047-2049 2236 2501 25ba 2e2e 2e3c 2e53-2e54 3001-3002 "
-    "3008-300d 3010-3011 a4ff a60e-a60f a6f3 a6f7 a876-a877 a8ce-a8cf a92f a9c8-a9c9 aa5d-aa5f aaf0-aaf1 "
-    "abeb fe52 fe56-fe57 ff01 ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e ff61 10a56-10a57 10f55-10f59 "
-    "10f86-10f89 11047-11048 110be-110c1 11141-11143 111c5-111c6 111cd 111de-111df 11238-11239 1123b-1123c "
-    "112a9 1144b-1144c 115c2-115c3 115c9-115d7 11641-11642 1173c-1173e 11944 11946 11a42-11a43 11a9b-11a9c "
-    "11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88"
-)
 
 
 @dataclass(frozen=True)
@@ -329,10 +318,7 @@ def _space_tables() -> tuple[Kinds, Kinds]:
     """By code point: SPACE or LETTERS, and the bits."""
     bits = np.full(_TABLE + 1, HAS_LETTER | NOT_PUNCTUATION | HAS_IDEOGRAPH, np.uint8)
     bits[:_TABLE] = [HAS_LETTER * chr(point).isalpha() | NOT_PUNCTUATION for point in range(_TABLE)]
-    marks = [part.split("-") for part in _PUNCTUATION.split()]
-    for low, high in (*((int(m[0], 16), int(m[-1], 16) + 1) for m in marks), (0, 32), (127, 160)):
-        bits[low:high] &= ~np.uint8(NOT_PUNCTUATION)
-    bits[list(map(ord, string.punctuation))] = 0
+    bits[[*map(ord, PUNCTUATION_SET)]] &= ~np.uint8(NOT_PUNCTUATION)
     for low, high in _SPACELESS:
         bits[low:high] |= HAS_IDEOGRAPH
     spaces = [point for point in range(_TABLE) if chr(point).isspace()]

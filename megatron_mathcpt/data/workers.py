@@ -90,6 +90,7 @@ def run_in_processes(
 def _work(pipe: Connection, run: Callable[[int], object], parent: int) -> None:
     """Run the tasks that the parent process sends; send it None when ready for one, or an error."""
     datatrove_logger.disable("datatrove")
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of the tokenizer, as others run at the same time
     if sys.platform == "linux":  # the kernel kills this process when its parent dies, even by SIGKILL
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     while os.getppid() == parent:

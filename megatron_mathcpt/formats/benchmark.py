@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from megatron_mathcpt.errors import DataError, EvaluationError, first_error
-from megatron_mathcpt.formats.files import Row, read_json_lines, read_small
+from megatron_mathcpt.formats.files import Row, read_small
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import JsonObject, Language, Problem, Stage, count_steps, prompt_text
 
@@ -139,16 +139,13 @@ def examples_for(items: Sequence[Item], path: Path, shots: int) -> dict[Language
     found: dict[Language, list[Problem]] = {}
     for language in dict.fromkeys(item.lang for item in items):
         file = path.with_name("fewshot.jsonl")
-        if file.is_file():
-            solved = (one for one in load_items(file).items if one.lang == language and one.solution)
-            shown = {"id", "solution", "answer"}
-            rows = [one.model_dump(include=shown) | {"question": one.full_question()} for one in solved]
-        else:
-            file = _EXAMPLES / f"{language}.jsonl"
-            rows = read_json_lines(file)
-        if (count := len(rows)) < shots:
+        file = file if file.is_file() else _EXAMPLES / f"{language}.jsonl"
+        solved = [one for one in load_items(file).items if one.lang == language and one.solution]
+        if (count := len(solved)) < shots:
             raise EvaluationError(f"{file}: {count} worked examples in '{language}', {shots} shots wanted")
-        found[language] = [Problem.model_validate(row | {"language": language}) for row in rows[:shots]]
+        shown = {"id", "solution", "answer"}
+        rows = (one.model_dump(include=shown) | {"question": one.full_question()} for one in solved[:shots])
+        found[language] = [Problem.model_validate(row | {"language": language}) for row in rows]
         for example in found[language]:  # one that is a test item would give its answer away
             if "".join(example.question.split()) in questions:
                 raise EvaluationError(f"{path}: worked example '{example.id}' is a test item; remove it")

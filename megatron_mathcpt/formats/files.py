@@ -227,13 +227,8 @@ def refuse_pointer(path: Path, start: bytes) -> None:
 Lines = Iterator[tuple[int, list[bytes | DataError]]]
 
 
-def scan_lines(path: Path, part: tuple[int, int] = WHOLE, first: int = 1) -> Lines:
-    """Read blocks of whole lines, each with the number of its first line; that of the `part` is `first`."""
-    return split_lines(read_blocks(path, part), first)
-
-
 def split_lines(blocks: Iterable[bytes | DataError], first: int = 1) -> Lines:
-    """Blocks of whole lines, each with the number of its first line, from those of a file.
+    """Blocks of whole lines, each with the number of its first line, from those of a file or its part.
 
     A line over `MAX_LINE_BYTES`, and the lost rest of a damaged archive, is an error in a block of its own;
     no block has more than `MAX_LINES`.
@@ -274,8 +269,8 @@ def _is_cut(line: bytes) -> bool:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Read as `scan_lines` does, but raise the first error with its line."""
-    for number, lines in scan_lines(path):
+    """Blocks of whole lines as `split_lines` gives them, but raise the first error with its line."""
+    for number, lines in split_lines(read_blocks(path)):
         if isinstance(lines[0], DataError):
             raise DataError(f"{path}:{number}: {lines[0]}")
         yield number, cast(list[bytes], lines)
@@ -368,11 +363,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def read_json_lines(path: Path) -> list[JsonObject]:
-    """Every complete row of a `JsonLines` file; a torn last line, left by a kill, is skipped."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
 
 
 class Row(BaseModel):

@@ -45,12 +45,11 @@ def hub_errors(what: str) -> Iterator[None]:
         said = one_line(str(error)).replace(get_token() or "\0", "***")[:200]
         if isinstance(error, errors.GatedRepoError):
             why = "gated; accept its terms on its page, then `hf auth login`"
-        elif isinstance(error, refused):
-            why = f"the hub refuses ({said})"
-        else:
-            why = f"the hub cannot be reached ({said}); run the command again where there is network"
-            raise Unreachable(f"{what}: {why}") from error
-        raise DataError(f"{what}: {why}") from error
+            raise DataError(f"{what}: {why}") from error
+        if isinstance(error, refused):
+            raise DataError(f"{what}: the hub refuses ({said})") from error
+        why = f"the hub cannot be reached ({said}); run the command again where there is network"
+        raise Unreachable(f"{what}: {why}") from error
 
 
 def is_hub_id(model: str | Path) -> bool:

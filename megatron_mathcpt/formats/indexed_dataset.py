@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ _BLOCK = 1 << 20  # documents per block: 8 MB of offsets at a time
 
 Lengths = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.int32]
-Indices = npt.NDArray[np.int64]
 TokenType = np.dtype[np.integer]
 # Megatron-Core's `DType`; it has floats too, which are no token ids. Ours are int32 or uint16.
 _TYPES: dict[int, TokenType] = {
@@ -34,7 +33,7 @@ _TYPES: dict[int, TokenType] = {
 }
 _FLOATS = {6: "float64", 7: "float32"}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
-_TOKENS = 8 << 20  # read at once
+_SEQUENCES = 1 << 14  # read at once
 
 
 def token_dtype(vocab_size: int) -> TokenType:
@@ -94,20 +93,11 @@ def _check_order(index: Path, lengths: Lengths, dtype: TokenType) -> None:
         raise DataError(f"{index}: ends with document {last} of {len(lengths)}; build the dataset again")
 
 
-def read_document(prefix: Path, number: int) -> tuple[int, npt.NDArray[np.int64]]:
+def read_document(prefix: Path, number: int) -> tuple[int, Ids]:
     """Position of a document's first token in the dataset, and its token ids; reads nothing else."""
-    sequences, _, dtype = _read_header(prefix)
-    assert 0 <= number < sequences, f"{prefix}: document {number} of {sequences}"
-    index, offsets = _file(prefix, ".idx"), _HEADER.size + 4 * sequences
-    length = int(np.fromfile(index, "<i4", 1, offset=_HEADER.size + 4 * number)[0])
-    places = np.fromfile(index, "<i8", min(2, sequences - number), offset=offsets + 8 * number).tolist()
-    begin, end = [*places, _file(prefix, ".bin").stat().st_size][:2]
-    if begin < 0 or length < 0 or begin % dtype.itemsize or end != begin + length * dtype.itemsize:
-        raise DataError(f"{index}: document {number} ends elsewhere than it says; build the dataset again")
-    tokens = np.fromfile(_file(prefix, ".bin"), dtype, length, offset=begin)
-    if len(tokens) != length:
-        raise DataError(f"{_file(prefix, '.bin')}: ends within document {number}; build the dataset again")
-    return begin // dtype.itemsize, tokens.astype(np.int64)
+    _, begin, dtype = read_part(prefix, number, 1)
+    (tokens,) = read_documents(prefix, number, 1)
+    return begin // dtype.itemsize, tokens
 
 
 def read_documents(prefix: Path, first: int = 0, count: int = 1 << 62) -> list[Ids]:
@@ -132,46 +122,29 @@ def read_part(prefix: Path, first: int, count: int) -> tuple[Lengths, int, Token
     index = _file(prefix, ".idx")
     count = max(0, min(count, sequences - first))
     lengths = np.fromfile(index, "<i4", count, offset=_HEADER.size + 4 * first)
-    begin = np.fromfile(index, "<i8", min(1, count), offset=_HEADER.size + 4 * sequences + 8 * first)
-    return lengths, int(begin.sum()), dtype
+    offsets = np.fromfile(index, "<i8", count + 1, offset=_HEADER.size + 4 * sequences + 8 * first)
+    # The last one ends with the file; then come the documents.
+    ends = np.append(offsets[: max(0, sequences - first)], _file(prefix, ".bin").stat().st_size)
+    begin, end = int(ends[0]), int(ends[count])
+    size = int(lengths.sum(dtype=np.int64)) * dtype.itemsize
+    if begin < 0 or lengths.min(initial=0) < 0 or begin % dtype.itemsize or end != begin + size:
+        raise DataError(f"{index}: document {first} ends elsewhere than it says; build the dataset again")
+    return lengths, begin, dtype
 
 
-class TokenBlock(NamedTuple):
-    """Some tokens of a dataset, and where in them sequences begin and end; empty ones are nowhere."""
-
-    tokens: npt.NDArray[np.integer]
-    first: Indices
-    last: Indices  # not the one after
-
-
-def read_blocks(prefix: Path) -> Iterator[TokenBlock]:
-    """All tokens once, in blocks; raises `DataError` as `read_lengths` does."""
+def read_sequences(prefix: Path) -> Iterator[tuple[npt.NDArray[np.integer], Lengths]]:
+    """All tokens once, mapped, in blocks of whole sequences with their lengths; raises as `read_lengths`."""
     lengths, dtype = read_lengths(prefix)
-    ends, bounds, low = _ends(lengths), np.zeros(1, np.int64), 0
-    with _file(prefix, ".bin").open("rb") as file:
-        while len(tokens := np.fromfile(file, dtype, _TOKENS)):
-            high = low + len(tokens)
-            while bounds[-1] < high and (more := next(ends, None)) is not None:
-                bounds = np.concatenate([bounds, more])
-            here = bounds[: np.searchsorted(bounds, high, side="right")]
-            yield TokenBlock(tokens, here[here < high] - low, here[here > low] - 1 - low)
-            bounds, low = bounds[np.searchsorted(bounds, high) :], high
+    tokens, end = _map_tokens(prefix, dtype), 0
+    for low in range(0, len(lengths), _SEQUENCES):
+        part = lengths[low : low + _SEQUENCES]
+        begin, end = end, end + int(part.sum(dtype=np.int64))
+        yield tokens[begin:end], part
 
 
-def _ends(lengths: Lengths) -> Iterator[Indices]:
-    """Where sequences that are not empty end, in tokens, in blocks."""
-    end = 0
-    for low in range(0, len(lengths), _BLOCK):
-        part = lengths[low : low + _BLOCK]
-        found = end + np.cumsum(part, dtype=np.int64)
-        yield found[part > 0]
-        end = int(found[-1])
-
-
-def document_at(prefix: Path, place: int) -> int:
-    """The number of the sequence that has the token at `place`; needs 8 bytes a sequence."""
-    ends = np.cumsum(read_lengths(prefix)[0], dtype=np.int64)
-    return int(np.searchsorted(ends, place, side="right"))
+def _map_tokens(prefix: Path, dtype: TokenType) -> npt.NDArray[np.integer]:
+    file = _file(prefix, ".bin")  # an empty one cannot be mapped
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
 
 
 def count_documents(prefix: Path) -> int:
@@ -200,17 +173,14 @@ def _check_size(file: Path, expected: int, what: str) -> None:
         raise DataError(f"{file}: {found} bytes, {what} says {expected}; build it again")
 
 
-def merge(parts: Sequence[Path], prefix: Path) -> tuple[int, int]:
-    """Concatenate datasets into `prefix`; returns documents and tokens."""
+def merge(parts: Sequence[Path], prefix: Path) -> None:
+    """Concatenate datasets into `prefix`."""
     lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
     if len(set(dtypes)) != 1:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")
     with dataset_writer(prefix, dtypes[0]) as writer:
         for part, counts in zip(parts, lengths, strict=True):
-            file = _file(part, ".bin")  # an empty one cannot be mapped
-            tokens = np.memmap(file, dtypes[0], "r") if file.stat().st_size else np.empty(0, dtypes[0])
-            writer.write(tokens, counts)
-    return writer.documents, writer.tokens
+            writer.write(_map_tokens(part, dtypes[0]), counts)
 
 
 @contextmanager

@@ -12,18 +12,17 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from megatron_mathcpt.errors import ConfigError, one_line, writing
+from megatron_mathcpt.errors import ConfigError, first_of, one_line, writing
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.log import get_logger
 
 MARKER = ".lock"
 _PATIENCE_SECONDS = 5.0  # for the kernel to end the processes of a killed job
-_SHOWN = 3
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems, as they are mounted
 _logger = get_logger(__name__)
 
@@ -40,15 +39,14 @@ def claim_folder(out: Path, kind: str, written: Iterable[str] = ()) -> None:
         names = sorted({*os.listdir(out)} - {MARKER})
         owner = _kind_of(out)
         if names and owner != kind:
-            found = f"contains {_shown(names)}" if owner is None else f"is a folder of kind '{owner}'"
+            found = f"contains {first_of(names)}" if owner is None else f"is a folder of kind '{owner}'"
             raise ConfigError(f"{out}: {found}, no output of kind '{kind}'; give a new or an empty folder")
         if links := [name for name in (MARKER, FILE_NAME, *written) if (out / name).is_symlink()]:
             raise ConfigError(f"{out / links[0]}: is a link, and would be written through; remove it")
         if owner is None:
             # Without truncation: others may be doing the same, or have read it already.
-            with os.fdopen(
-                os.open(out / MARKER, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="utf-8"
-            ) as file:
+            (out / MARKER).touch()
+            with (out / MARKER).open("r+", encoding="utf-8") as file:
                 file.write(f"{kind}\n")
 
 
@@ -61,11 +59,10 @@ def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator
     with file:
         # The kernel releases a flock when its process dies, so no lock is ever stale. On file systems without
         # flock across nodes it excludes processes of the same node only.
-        with writing(out):
-            _acquire(file, out)
         job = os.environ.get("SLURM_JOB_ID")
         owner = f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}"
         with writing(out):
+            _acquire(file, out)
             # The first line stays the same, so that a process that reads it meanwhile still finds it.
             file.seek(0)
             file.truncate(file.write(f"{kind}\n{owner}\n"))
@@ -108,19 +105,10 @@ def _acquire(file: TextIO, out: Path) -> None:
 
 def _kind_of(out: Path) -> str | None:
     """The kind of output that `out` says it is; a damaged manifest is reported by whoever reads it."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((out / FILE_NAME).read_bytes())["kind"]
         if isinstance(found, str):
             return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    try:
-        first = (out / MARKER).read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, ValueError):
-        return None
-    return first or None
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    with suppress(OSError, ValueError):
+        return (out / MARKER).read_text(encoding="utf-8").partition("\n")[0] or None
+    return None

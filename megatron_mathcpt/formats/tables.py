@@ -130,7 +130,7 @@ def _rows(row_bytes: int) -> int:
 
 
 def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
-    """The rows of `batch`, or if that fails of its parts, down to the row that is damaged."""
+    """The rows of `batch`, or if that fails each for itself, to find those that are damaged."""
     import pyarrow
 
     if len({*batch.schema.names}) < batch.num_columns:
@@ -143,9 +143,7 @@ def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
         if batch.num_rows == 1:
             rows = [_BAD + one_line(f"damaged value ({str(error) or type(error).__name__})").encode()[:300]]
         else:
-            step = -(-batch.num_rows // 16)
-            parts = (batch.slice(low, step) for low in range(0, batch.num_rows, step))
-            rows = chain.from_iterable(map(_lines, parts))
+            rows = chain.from_iterable(_lines(batch.slice(row, 1)) for row in range(batch.num_rows))
     yield from rows
 
 

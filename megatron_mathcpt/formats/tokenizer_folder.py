@@ -96,10 +96,9 @@ def load_tokenizer(path: Path) -> tuple["Tokenizer", TokenizerCounts]:
     if len(before) > 1 or after not in ([], [eos]):
         what = f"begins a text with {len(before)} tokens, ends it with {len(after)}"
         raise DataError(f"{file}: {what}; only a begin token and the end of text are supported")
-    ends = sorted({eos, *config_ends(file.parent)})
-    counts = {"vocab_size": size, "eos_id": eos, "sha256": hash_file(file)}
-    more = {"bos_id": before[0] if before else None, "end_ids": tuple(ends)}
-    return tokenizer, TokenizerCounts.model_validate(counts | more)
+    ends, begin = tuple(sorted({eos, *config_ends(file.parent)})), before[0] if before else None
+    sha256 = hash_file(file)
+    return tokenizer, TokenizerCounts(vocab_size=size, eos_id=eos, sha256=sha256, bos_id=begin, end_ids=ends)
 
 
 def read_settings(path: Path) -> JsonObject:
@@ -247,29 +246,15 @@ def _set_begin(file: Path, tree: JsonObject, settings: JsonObject, bos: Bos) -> 
 
 @dataclass(frozen=True)
 class TokenizerDifference:
-    """How one tokenizer differs from another; all is empty if it does not."""
+    """How one tokenizer differs from another."""
 
+    text: str  # empty if it does not
     new: tuple[str, ...]  # tokens that only this one has
-    missing: tuple[str, ...]  # that only the other has
-    exchanged: tuple[str, ...]  # of both, with another id
-    parts: tuple[str, ...]  # of tokenizer.json, that differ otherwise
-    begin: str  # what texts begin with, if another
     sizes: tuple[int, int]  # how many ids this one has, and the other
-    inserted: bool  # whether a new token has an id among the other's
-
-    @property
-    def extends(self) -> bool:
-        """Whether texts without a token that only one has are the same to both, but for a begin token."""
-        return not (self.exchanged or self.parts or self.inserted)
+    extends: bool  # whether texts without `new` tokens are the same to both, but for a begin token
 
     def __str__(self) -> str:
-        counted = (("only here", self.new), ("only there", self.missing), ("with another id", self.exchanged))
-        found = [
-            f"{len(tokens):,} {'token' if len(tokens) == 1 else 'tokens'} {what} ({_some(tokens)})"
-            for what, tokens in counted
-            if tokens
-        ]
-        return "; ".join([*found, *(f"another {part}" for part in self.parts), *filter(None, [self.begin])])
+        return self.text
 
 
 def _some(tokens: Sequence[str]) -> str:
@@ -280,7 +265,11 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
     """What of the tokenizer at `ours` is not that at `theirs`: tokens, their ids, the way texts are cut."""
     pair = [read_tokenizer(tokenizer_file(path)) for path in (ours, theirs)]
     here, there = (loaded.get_vocab(with_added_tokens=True) for loaded in pair)
-    both = [token for token, number in sorted(here.items(), key=itemgetter(1)) if token in there]
+    new = sorted(here.keys() - there.keys(), key=here.__getitem__)
+    missing = sorted(there.keys() - here.keys(), key=there.__getitem__)
+    exchanged = sorted(
+        (token for token in here.keys() & there if here[token] != there[token]), key=here.__getitem__
+    )
     # As the library writes them: other versions of it have written the same in other forms.
     trees: list[JsonObject] = [orjson.loads(loaded.to_str()) for loaded in pair]
     for tree in trees:
@@ -288,19 +277,19 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
             del tree["model"]["vocab"]
     parts = [name for name in ("normalizer", "pre_tokenizer", "model") if trees[0][name] != trees[1][name]]
     one, two = (_added(loaded)[0] for loaded in pair)
-    begin = f"texts begin with {one or 'no token'} here, {two or 'no token'} there" if one != two else ""
-    new = sorted(here.keys() - there.keys(), key=here.__getitem__)
-    size = max(there.values()) + 1
-    return TokenizerDifference(
-        new=tuple(map(repr, new)),
-        missing=tuple(repr(token) for token in sorted(there.keys() - here.keys(), key=there.__getitem__)),
-        exchanged=tuple(
-            f"{token!r} is {here[token]} here, {there[token]} there"
-            for token in both
-            if here[token] != there[token]
-        ),
-        parts=tuple(parts),
-        begin=begin,
-        sizes=(max(here.values()) + 1, size),
-        inserted=any(here[token] < size for token in new),
-    )
+    found = {
+        "only here": [*map(repr, new)],
+        "only there": [*map(repr, missing)],
+        "with another id": [f"{token!r} is {here[token]} here, {there[token]} there" for token in exchanged],
+    }
+    said = [
+        f"{len(tokens):,} {'token' if len(tokens) == 1 else 'tokens'} {what} ({_some(tokens)})"
+        for what, tokens in found.items()
+        if tokens
+    ]
+    said += [f"another {part}" for part in parts]
+    if one != two:
+        said.append(f"texts begin with {one or 'no token'} here, {two or 'no token'} there")
+    sizes = max(here.values()) + 1, max(there.values()) + 1
+    extends = not (exchanged or parts or any(here[token] < sizes[1] for token in new))
+    return TokenizerDifference("; ".join(said), tuple(new), sizes, extends)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError
+from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, first_of
 from megatron_mathcpt.formats.files import read_small, refuse_pointer
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.log import get_logger, is_first_process
@@ -22,7 +22,6 @@ _READ = ("F32", "BF16", "F16")
 _HEAD = "lm_head.weight"  # compared with tied embeddings where it is read
 _MODEL = ("model.", "lm_head.")  # what the names of a decoder's own tensors begin with
 _COMPUTED = ".rotary_emb.inv_freq"  # in old files; follows from config.json
-_SHOWN = 3
 _logger = get_logger(__name__)
 
 
@@ -149,6 +148,5 @@ def _check_wanted(folder: Path, found: Mapping[str, StoredTensor], wanted: Wante
 
 def _log_ignored(folder: Path, what: str, names: Collection[str]) -> None:
     if names:
-        shown = ", ".join(f"{name:.100}" for name in sorted(names)[:_SHOWN])
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        _logger.warning("%s: ignored %s: %s%s", folder, what, shown, more)
+        shown = first_of([f"{name:.100}" for name in sorted(names)])
+        _logger.warning("%s: ignored %s: %s", folder, what, shown)

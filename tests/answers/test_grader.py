@@ -17,8 +17,8 @@ import pytest
 
 from megatron_mathcpt.answers import Verdict, grade
 from megatron_mathcpt.answers.grader import Worker
-from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.answer_pairs import Pair, load_answer_pairs
+from tests.support.json_lines import read_json_lines
 
 PAIRS = load_answer_pairs()
 

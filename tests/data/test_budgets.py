@@ -15,12 +15,11 @@ from megatron_mathcpt.config.corpus import Budget, Corpus
 from megatron_mathcpt.data.build import build_corpus, discard_stale_work, list_stages, open_build, run_locally
 from megatron_mathcpt.data.publish import estimate_tokens
 from megatron_mathcpt.formats.corpus_folder import KIND
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.corpus_factory import corpus_settings, make_problem, make_sentence
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 
 ENGLISH, CHINESE = "Every even number is the sum of two odd numbers. ", "设函数在区间上连续，证明它有最大值。"
 

@@ -25,13 +25,12 @@ from megatron_mathcpt.data.build import (
 )
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.corpus_folder import KIND
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.indexed_dataset import read_documents
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.records import Problem, cpt_text
 from tests.support.corpus_factory import corpus_settings, make_problem, make_sentence
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

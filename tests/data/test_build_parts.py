@@ -19,11 +19,10 @@ from megatron_mathcpt.data.sources import SourceShard, list_shards, read_rows
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.corpus_folder import KIND, open_corpus
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.data.test_build import changed, hashes, start
 from tests.support.corpus_factory import corpus_settings, make_problem, make_sentence
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 
 ITEM = "How many legs have 17 goats?"
 

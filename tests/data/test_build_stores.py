@@ -19,11 +19,11 @@ from megatron_mathcpt.data.build import build_corpus, discard_stale_work, list_s
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.errors import DataError, ManifestError
 from megatron_mathcpt.formats.corpus_folder import KIND, open_corpus
-from megatron_mathcpt.formats.files import hash_file, read_json_lines
+from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.data.test_build import changed, hashes
 from tests.support.corpus_factory import make_sentence
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 
 FILES = ["a.jsonl", "deep/b.jsonl.gz", "deep/c.parquet"]
 

@@ -12,12 +12,11 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer
 from tests.data.test_pack_sft import POOL, make_corpus, records_of
 from tests.support.corpus_factory import corpus_settings
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 from tests.support.tokenized_corpus import complete_corpus
 from tests.support.tokenizers import save_llama2, save_llama3
 

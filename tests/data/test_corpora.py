@@ -11,10 +11,9 @@ import pytest
 from megatron_mathcpt.data.corpora import answer_type, make_corpora, package, split_problems
 from megatron_mathcpt.data.problems import ProblemMix
 from megatron_mathcpt.errors import DataError, ManifestError
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
 from tests.support.corpus_factory import make_problem
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 
 MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
 

@@ -18,8 +18,8 @@ from megatron_mathcpt.data.build import build_corpus
 from megatron_mathcpt.data.corpora import standard_library
 from megatron_mathcpt.data.filters import find_drops, language_drop, repeated_ngrams
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
-from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.corpus_factory import corpus_settings
+from tests.support.json_lines import read_json_lines
 
 NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 GOPHER_REPETITION = {"lines": 0.30, "duplicate_ngrams": NGRAMS}

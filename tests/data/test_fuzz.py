@@ -16,8 +16,8 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.data.build import open_build
 from megatron_mathcpt.data.prepare import prepare, read_counts
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import read_json_lines
 from tests.support.corpus_factory import make_problem, make_sentence
+from tests.support.json_lines import read_json_lines
 
 HOSTILE = [b"\xff\xfe", b"\\ud800", b"\x00", b"\xef\xbb\xbf", b"\\u0000", b'"', b"{", b"\r", b"\n", b"1e999"]
 HOSTILE += ["\u202e\u200b\u2028".encode(), b"NaN", "😀".encode(), b"[" * 3000, b"\xed\xa0\x80"]

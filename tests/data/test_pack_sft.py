@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from megatron_mathcpt.data import pack_sft
 from megatron_mathcpt.data.pack_sft import Packing, fill_samples, list_blocks, pack_pool
 from megatron_mathcpt.errors import ConfigError, DataError, ManifestError
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
 from tests.support.corpus_factory import make_problem
+from tests.support.json_lines import read_json_lines
 from tests.support.tokenized_corpus import complete_corpus, write_pool
 from tests.support.tokenizers import save_llama2, save_llama3
 

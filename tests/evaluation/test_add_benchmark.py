@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.evaluation import evaluate, tasks
-from megatron_mathcpt.formats.files import read_json_lines
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 from tests.support.written_model import Writer
 
 ITEMS = [

@@ -18,9 +18,8 @@ from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.benchmark import load_items
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 from tests.support.written_model import Writer
 
 SETS = ("held", "gsm8k", "math")

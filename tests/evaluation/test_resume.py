@@ -14,10 +14,9 @@ from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.formats.evaluation_folder import KIND, LIKELIHOODS, RESPONSES
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.output_folder import claim_folder
 from tests.support.full_disk import small_files
-from tests.support.json_lines import write_json_lines
+from tests.support.json_lines import read_json_lines, write_json_lines
 from tests.support.small_models import write_byte_llama
 
 NAMES = ("results.json", "samples_sums.jsonl")

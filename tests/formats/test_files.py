@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats import files
 from megatron_mathcpt.formats.archives import DamagedFile
-from megatron_mathcpt.formats.files import list_files, read_blocks, read_small, scan_lines
+from megatron_mathcpt.formats.files import list_files, read_blocks, read_small, split_lines
 from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.tables import table_lines
 
@@ -52,7 +52,7 @@ def test_blocks_have_a_number_of_lines_and_blank_ones_count(
     monkeypatch.setattr(files, "MAX_LINES", 10)
     lines = [b"" if n % 100 > 30 else b"%d" % n for n in range(1000)]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    blocks = list(scan_lines(tmp_path / "a.jsonl"))
+    blocks = list(split_lines(read_blocks(tmp_path / "a.jsonl")))
     assert max(len(block) for _, block in blocks) <= 10
     found = {first + n: line for first, block in blocks for n, line in enumerate(block) if line}
     assert found == {number: line for number, line in enumerate(lines, 1) if line}

@@ -16,12 +16,11 @@ from megatron_mathcpt.formats import files, indexed_dataset
 from megatron_mathcpt.formats.indexed_dataset import (
     count_documents,
     dataset_writer,
-    document_at,
     merge,
-    read_blocks,
     read_document,
     read_documents,
     read_lengths,
+    read_sequences,
     token_dtype,
 )
 
@@ -75,7 +74,7 @@ def test_merge_equals_one_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     whole = write(tmp_path / "whole", docs, 500)
     cuts = (docs[:30], [], docs[30:60], docs[60:])
     parts = [write(tmp_path / f"part{number}", part, 500) for number, part in enumerate(cuts)]
-    assert merge(parts, tmp_path / "merged") == (90, sum(map(len, docs)))
+    merge(parts, tmp_path / "merged")
     assert both(tmp_path / "merged") == both(whole)
     with pytest.raises(DataError, match="different token types"):
         merge([whole, write(tmp_path / "wide", docs, 100_000)], tmp_path / "mixed")
@@ -139,23 +138,17 @@ def test_an_index_with_several_sequences_a_document_is_read(tmp_path: Path) -> N
                 read_lengths(prefix)
 
 
-def test_blocks_have_the_places_where_sequences_begin_and_end(
+def test_all_tokens_are_read_once_in_blocks_of_whole_sequences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs = documents(200, 500)
-    prefix, filled = write(tmp_path / "x", docs, 500), [doc for doc in docs if len(doc)]
-    whole, ends = np.concatenate(docs), np.cumsum([len(doc) for doc in filled])
-    for size, part in ((1, 3), (7, 1), (64, 50), (100_000, 1000)):
-        monkeypatch.setattr(indexed_dataset, "_TOKENS", size)
-        monkeypatch.setattr(indexed_dataset, "_BLOCK", part)
-        blocks = [*read_blocks(prefix)]
-        assert np.array_equal(np.concatenate([block.tokens for block in blocks]), whole)
-        lows = range(0, len(whole), size)
-        first = np.concatenate([low + block.first for low, block in zip(lows, blocks, strict=True)])
-        last = np.concatenate([low + block.last for low, block in zip(lows, blocks, strict=True)])
-        assert first.tolist() == [0, *ends[:-1]] and last.tolist() == (ends - 1).tolist()
-    number = next(number for number, doc in enumerate(docs) if len(doc) and number > 5)
-    assert document_at(prefix, sum(map(len, docs[:number]))) == number
+    prefix = write(tmp_path / "x", docs, 500)
+    for size in (1, 3, 50, 1000):
+        monkeypatch.setattr(indexed_dataset, "_SEQUENCES", size)
+        blocks = [*read_sequences(prefix)]
+        assert [len(tokens) for tokens, _ in blocks] == [int(lengths.sum()) for _, lengths in blocks]
+        assert np.array_equal(np.concatenate([tokens for tokens, _ in blocks]), np.concatenate(docs))
+        assert np.concatenate([lengths for _, lengths in blocks]).tolist() == [*map(len, docs)]
     assert count_documents(prefix) == 200
 
 

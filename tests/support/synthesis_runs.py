@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import FakeServer, make_seeds
+from tests.support.json_lines import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = "tutorship_amplification"

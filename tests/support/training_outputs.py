@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.train.metrics import TIMINGS
+from tests.support.json_lines import read_json_lines
 
 
 def rewind(out: Path, step: int) -> None:

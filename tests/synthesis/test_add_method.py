@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_mathcpt.formats.files import read_json_lines
+from tests.support.json_lines import read_json_lines
 from tests.support.synthesis_runs import FIRST_SHARD, ROOT, SAMPLING, Trial
 
 SECTION = '''

@@ -20,13 +20,13 @@ from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
 from megatron_mathcpt.data.problems import ProblemMix, training_problems
 from megatron_mathcpt.errors import DataError, ManifestError, ServerError
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import Store, trace
 from megatron_mathcpt.synthesis.synthesize import synthesize
 from tests.support.fake_server import LASTING, PASSING, ScriptedModel, make_seeds, mixed_faults
+from tests.support.json_lines import read_json_lines
 from tests.support.synthesis_runs import (
     FIRST_SHARD,
     METHOD,

@@ -16,7 +16,6 @@ from megatron_mathcpt.checkpoint.convert import import_from_hf
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.data.pack_sft import Packing, pack_pool
 from megatron_mathcpt.errors import CheckpointError
-from megatron_mathcpt.formats.files import read_json_lines
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.sft_folder import Example, join_parts, open_part, write_part
 from megatron_mathcpt.records import Problem, cpt_text, prompt_text
@@ -24,6 +23,7 @@ from megatron_mathcpt.train.__main__ import train_experiment
 from megatron_mathcpt.train.blends import AnnotatedBlend
 from megatron_mathcpt.train.datasets import Batch, SftDataset
 from megatron_mathcpt.train.inputs import resolve_inputs
+from tests.support.json_lines import read_json_lines
 from tests.support.small_models import ALONE, build_megatron
 from tests.support.tokenized_corpus import EOS_ID, complete_corpus, write_pool
 from tests.support.training_outputs import losses_of
