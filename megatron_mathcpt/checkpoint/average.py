@@ -15,7 +15,7 @@ from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.formats.run_folder import AVERAGE, METRICS, RUN, WRITTEN, CheckpointCounts
+from megatron_mathcpt.formats.run_folder import AVERAGE, CONFIG, METRICS, RUN, WRITTEN, CheckpointCounts
 from megatron_mathcpt.formats.tokenizer_folder import compare_tokenizers
 from megatron_mathcpt.records import JsonObject
 
@@ -91,6 +91,9 @@ def _write(
     counts = CheckpointCounts(step=max(one.step for one in known), weights_only=True, **tokens)
     mean = MeanWeights([CheckpointWeights(path, shape) for path in paths])
     with locked_folder(out, RUN, WRITTEN):
+        theirs = map(folders.checkpoint_manifest, folders.checkpoint_paths(out))
+        if (out / CONFIG).exists() or any(one.inputs != inputs for one in theirs):
+            raise ConfigError(f"{out}: has another run, not finished; choose another --out, or remove it")
         target = folders.checkpoint_path(out, counts.step)
         writing = folders.begin(target)  # hidden until it is complete
         write_checkpoint_files(mean, shape, writing)

@@ -299,6 +299,10 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and (name == MUST_STAY or not name.startswith(MAY_CHANGE))
     ]
+    # The order of a blend's pools decides its samples too.
+    pools = [[[*phase.config.data.blend] for phase in phases_of(config)] for config in (then, inputs.config)]
+    if not differences and pools[0] != pools[1]:
+        differences.append("data.blend: names its pools in another order")
     differences += [
         f"input '{name}' has another fingerprint"
         for name, fingerprint in inputs.fingerprints.items()

@@ -119,6 +119,17 @@ def test_what_has_no_mean_is_refused(tmp_path: Path) -> None:
         average([two, one], out)
     with pytest.raises(ManifestError, match="folder is of kind 'checkpoint', expected 'run'"):
         average([one, two], two)
+    (out / "manifest.json").unlink()  # killed before its last step
+    with pytest.raises(ConfigError, match=re.escape(f"{out}: has another run, not finished; choose")):
+        average([two, one], out)
+    average([one, two], out)
+    begun = tmp_path / "begun"  # a training run, with its losses
+    begun.mkdir()
+    for name, text in (("config.yaml", "name: begun"), ("metrics.jsonl", "{}"), (".lock", "run\n")):
+        (begun / name).write_text(text)
+    with pytest.raises(ConfigError, match="begun: has another run, not finished"):
+        average([one, two], begun)
+    assert (begun / "metrics.jsonl").read_text() == "{}"
     bad = next(two.glob("__0_0.distcp"))
     bad.write_bytes(bad.read_bytes()[:-1] + b"!")
     with pytest.raises(ManifestError, match="distcp: checksum differs"):

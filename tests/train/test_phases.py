@@ -15,7 +15,7 @@ from megatron_mathcpt.errors import EXIT_REQUEUE, ConfigError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.blends import build_blends, build_train_datasets, index_cache
-from megatron_mathcpt.train.inputs import resolve_inputs
+from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from megatron_mathcpt.train.traced_step import trace_step
 from tests.support.tokenized_corpus import TOKENIZER
 from tests.support.training_outputs import losses_of, metric_rows
@@ -147,6 +147,15 @@ def test_tokens_and_losses_are_told_by_phase(run: Path) -> None:
     # What a spike is compared with is of its own phase.
     guards = [folders.checkpoint_counts(folders.checkpoint_manifest(path)).guard for path in paths]
     assert [len(found["losses"]) for found in guards if found] == [6, 2, 6, 8]
+
+
+def test_a_run_does_not_resume_with_pools_in_another_order(run: Path, config_of: ConfigOf) -> None:
+    """The order decides which pool's sample comes first, so which sample each step trains on."""
+    other = {"anneal": PHASES["anneal"] | {"blend": {"problem_solving": 1.0, "math_corpus": 3.0}}}
+    inputs, newest = resolve_inputs(phased(config_of, phases=PHASES | other)), folders.newest_checkpoint(run)
+    with pytest.raises(ConfigError, match=r"data\.blend: names its pools in another order"):
+        check_resumable(inputs, newest)
+    check_resumable(resolve_inputs(phased(config_of)), newest)
 
 
 @pytest.mark.parametrize("step", [4, 12, 16])
