@@ -45,31 +45,49 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
             for message, wrong in conflicts(own).items():
                 if wrong:
                     raise ConfigError(f"{where}{message}")
+        if where and own.model and own.model.max_position_embeddings < own.train.seq_length:
+            raise ConfigError(f"{where}seq_length: above max_position_embeddings, which it may set too")
     sizes = {phase.config.train.micro_batch_size * phase.config.train.seq_length for phase in phases}
     if len(sizes) > 1 and config.parallel.tp_comm_overlap:
         raise ConfigError("parallel.tp_comm_overlap: has buffers of one size, but the phases have several")
 
 
-def check_passes(
-    config: ExperimentConfig, available: Mapping[str, float], seen: Mapping[str, int] | None = None
-) -> None:
+def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> None:
     """Raise `ConfigError` for a pool that the token budget repeats more often than `data.max_epochs`.
 
-    `available` are the training tokens of each pool; one that is not in it is not checked. `seen` are those
-    that earlier runs, whose reading this one continues, have taken.
+    `available` are the training tokens of each pool; one that is not in it is not checked.
     """
     data, epochs = config.data, config.train.train_epochs
     for pool, taken in pool_tokens(config).items():
-        tokens, cap, before = available.get(pool, math.inf), data.epoch_cap(pool), (seen or {}).get(pool, 0)
+        tokens, cap = available.get(pool, math.inf), data.epoch_cap(pool)
         if epochs is not None and epochs > cap:
             asked = f"data.max_epochs: train.train_epochs asks for {epochs:g} passes over '{pool}'"
             raise ConfigError(f"{asked}, more than {cap:g}; lower train.train_epochs, or raise the cap")
-        if (passes := (before + taken) / tokens) > cap:
+        if (passes := taken / tokens) > cap:
             field = f"data.max_epochs{f'.{pool}' if isinstance(data.max_epochs, dict) else ''}"
-            found = f"{taken:,.0f} tokens of pool '{pool}'{f' after {before:,}' if before else ''}"
-            found += f" are {passes:.2f} passes over the {tokens:,.0f} that it has for training"
+            found = f"{taken:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the"
             remedy = "give the pool more text or a smaller share, lower train.train_tokens, or raise the cap"
-            raise ConfigError(f"{field}: {found}, more than {cap:g}; {remedy}")
+            raise ConfigError(
+                f"{field}: {found} {tokens:,.0f} that it has for training, more than {cap:g}; {remedy}"
+            )
+
+
+def check_continued(
+    config: ExperimentConfig, available: Mapping[str, float], seen: Mapping[str, float]
+) -> None:
+    """Raise `ConfigError` for a pool that is read on past the pass over it that earlier runs have begun.
+
+    Megatron-Core's order of several passes depends on their number, so that it would not be read on.
+    `seen` are the tokens of each pool that those runs have taken.
+    """
+    for pool, taken in pool_tokens(config).items():
+        before, limit = seen.get(pool, 0), available.get(pool, math.inf) * min(1, config.data.epoch_cap(pool))
+        if before and before + taken > limit:
+            found = f"{taken:,.0f} tokens of pool '{pool}' after {before:,.0f} are more than {limit:,.0f}"
+            remedy = "lower train.train_tokens or the share, or leave it out to begin the pool again"
+            raise ConfigError(
+                f"init.continue_data: {found}, one pass or what data.max_epochs allows; {remedy}"
+            )
 
 
 def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:

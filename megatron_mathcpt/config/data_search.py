@@ -37,8 +37,11 @@ class Microanneal(Section):
     def check(self) -> None:
         if wrong := [source for source in self.sources if source in (*self.rest, "rest")]:
             raise ValueError(f"sources.{wrong[0]}: is part of the rest; give pools that are not in it")
-        if any(field.startswith("data.blend") for more in self.sources.values() for field in more):
-            raise ValueError("sources: rest and share decide data.blend; leave it out")
+        own = ("data.blend", "train", "phases")  # tokens are equal
+        if any(field.startswith(own) for more in self.sources.values() for field in more):
+            raise ValueError(
+                "sources: blend and tokens are those of all; leave data.blend, train, phases out"
+            )
 
     def rows(self, name: str) -> dict[str, Tree]:
         """What each run sets, by its name; `name` is that of the section."""

@@ -65,7 +65,9 @@ def phases_of(config: ExperimentConfig) -> tuple[Phase, ...]:
             continue
         steps = -(-(end - token) // own.train.tokens_per_step)
         if steps < 1:
-            raise ConfigError(f"phases: '{name}' has no step; begin the next one later")
+            raise ConfigError(
+                f"phases: '{name}' has no step of its own; change its from_tokens or the next one's"
+            )
         # A run of one phase keeps its budget as it is given, which the last step may exceed.
         budget = steps * own.train.tokens_per_step if config.phases else end
         phase = own.model_copy(update={"train": own.train.model_copy(update={"train_tokens": budget})})

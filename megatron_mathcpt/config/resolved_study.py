@@ -16,6 +16,7 @@ from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.data_search import BEST, REST, Microanneal, Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import phases_of
 from megatron_mathcpt.config.study_file import (
     AddedRow,
     AverageRow,
@@ -219,6 +220,10 @@ def _check_names(study: Study, where: str, scored: Sequence[str], pairs: Sequenc
         place = f"{where}: averages.{name}"
         if missing := [one for one in row.of if one not in study.runs]:
             raise ConfigError(f"{place}: no run '{missing[0]}'; there are: {', '.join(study.runs)}")
+        trained = [study.runs[run].config for run in row.of]
+        shapes = [phases_of(run)[-1].config.model if run.phases else run.model for run in trained]
+        if len({*filter(None, shapes)}) > 1:
+            raise ConfigError(f"{place}: its runs differ in model, or in phases that change it")
         saving = study.runs[row.of[0]].config.checkpoint
         if (row.last or 0) > saving.keep and not saving.keep_every:
             raise ConfigError(f"{place}: last {row.last}, but {row.of[0]} has checkpoint.keep {saving.keep}")

@@ -70,6 +70,8 @@ class AverageRow(Section):
     last: int | None = Field(default=None, ge=2)
 
     def check(self) -> None:
+        if len({*self.of}) < len(self.of):
+            raise ValueError("of: names a run twice")
         if (len(self.of) == 1) != (self.last is not None):
             raise ValueError("of: give several runs, or one run and last")
 

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
+from megatron_mathcpt.config.cross_checks import check_continued, check_experiment, check_passes
 from megatron_mathcpt.config.data_search import BEST
+from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import pool_tokens
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -137,10 +139,21 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
         except ConfigError as error:
             raise ConfigError(f"runs.{name}: {error}") from error
     _check_pools(study, name)
+    available = {**study.runs[name].tokens, **tokens_built(config.data.corpora)}
     try:
-        check_passes(config, {**study.runs[name].tokens, **tokens_built(config.data.corpora)})
+        check_passes(config, available)
+        check_continued(config, available, _read_before(study, config))
     except ConfigError as error:
         raise ConfigError(f"runs.{name}: {error}") from error
+
+
+def _read_before(study: Study, config: ExperimentConfig) -> Counter[str]:
+    """Tokens of each pool that the study's runs will have read which `config` continues."""
+    stem = study.runs.get(str(study.inside(config.init.checkpoint)))
+    if stem is None or not config.init.continue_data:
+        return Counter()
+    own = Counter({pool: round(tokens) for pool, tokens in pool_tokens(stem.config).items()})
+    return own + _read_before(study, stem.config)
 
 
 def _check_pools(study: Study, name: str) -> None:

@@ -43,7 +43,6 @@ class SourceTokens(Row):
     asked: int  # in the run's budget
     seen: int  # trained on
     available: int = 0  # of which one pass consists; 0 in older folders
-    before: int = 0  # trained on by the runs that this one continues (init.continue_data)
 
 
 class PhaseCounts(Row):
@@ -67,6 +66,7 @@ class RunCounts(Row):
     final_validation: dict[str, Loss] | None = None
     begin: str | None = None  # the token that begins every document, as text; "" for none, None in older ones
     phases: dict[str, PhaseCounts] = Field(default_factory=dict)  # those begun, of a run that has several
+    seen_before: dict[str, int] = Field(default_factory=dict)  # of each pool, by the runs that it continues
     processes: int = 1  # of a finished run, at its end
 
 

@@ -84,8 +84,10 @@ def index_cache(inputs: Inputs, run_folder: Path) -> Path:
     budget = [config.train.train_samples, config.train.seq_length, config.seed]
     # Megatron-Core's names of the files in it depend on the corpus's path.
     prints = [found for name, found in inputs.fingerprints.items() if name.startswith("corpus")]
-    data = [*prints, *map(str, config.data.corpora), config.data.blend]
-    data += [phase.model_dump(mode="json") for phase in config.phases.values()]
+    data: list[object] = [*prints, *map(str, config.data.corpora), config.data.blend]
+    if config.phases:  # of which the last may not be whole batches of the first's size
+        data += [config.train.train_tokens]
+        data += [phase.model_dump(mode="json") for phase in config.phases.values()]
     data += [dict(inputs.seen)] if inputs.seen else []
     return run_folder / INDEX_CACHE / hash_json([*data, *budget])[:16]
 

@@ -5,6 +5,7 @@ Without torch, whose import takes seconds: a finished run or a wrong config must
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.config.base import load_config
-from megatron_mathcpt.config.cross_checks import check_passes
+from megatron_mathcpt.config.cross_checks import check_continued, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.phases import phases_of
@@ -118,7 +119,7 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
             _check_optimizer(config, checkpoint, manifest)
         if config.init.continue_data:
             seen = _read_before(config, checkpoint, manifest, fingerprints)
-            check_passes(config, available, seen)
+            check_continued(config, available, seen)
         counts = folders.checkpoint_counts(manifest)
         ends, recorded, base = ends | {*counts.ends}, counts.tokenizer, counts.base
         weights = checkpoint / "tokenizer"
@@ -187,18 +188,19 @@ def _read_before(
     config: ExperimentConfig, checkpoint: Path, manifest: Manifest, fingerprints: Mapping[str, str]
 ) -> dict[str, int]:
     """Tokens of each pool that the checkpoint's run, and those that it continued, have seen of this data."""
-    theirs, field = _config_in(checkpoint, manifest), f"init.continue_data: {checkpoint}"
-    data = {name: found for name, found in manifest.inputs.items() if name.startswith("corpus")}
-    if theirs.seed != config.seed or data != {
-        n: f for n, f in fingerprints.items() if n.startswith("corpus")
-    }:
-        raise ConfigError(
-            f"{field} has read other data, or with another seed; set both alike, or leave it out"
-        )
-    return {
-        pool: found.seen + found.before
-        for pool, found in folders.checkpoint_counts(manifest).tokens_by_source.items()
-    }
+    then, counts = _config_in(checkpoint, manifest), folders.checkpoint_counts(manifest)
+    field = f"init.continue_data: {checkpoint} has read"
+    if then.seed != config.seed:
+        raise ConfigError(f"{field} in the order of seed {then.seed}; take that, or leave it out")
+    theirs, ours = (
+        {found for name, found in prints.items() if name.startswith("corpus")}
+        for prints in (manifest.inputs, fingerprints)
+    )
+    if not (theirs <= ours or ours <= theirs):
+        raise ConfigError(f"{field} other data; name its corpora in data.corpus too, or leave it out")
+    seen = Counter(counts.seen_before)
+    seen.update({pool: found.seen for pool, found in counts.tokens_by_source.items()})
+    return dict(seen)
 
 
 def _resolve_data(
@@ -259,9 +261,10 @@ def _check_pools(config: ExperimentConfig, pools: dict[str, PoolCounts], owners:
     for name in config.validation.sets:
         if pools[name].validation.tokens < 2:
             raise DataError(f"{owners[name]}: pool '{name}' has no validation tokens")
-    longest = max(phase.config.train.seq_length for phase in phases_of(config)) if config.data.blend else 0
+    phases = [phase.config for phase in phases_of(config)] if config.data.blend else []
     for name in config.pools:
         tokens = pools[name].train.tokens
+        longest = max(phase.train.seq_length for phase in phases if name in phase.data.blend)
         if config.data.reset_attention_mask and (unended := pools[name].train.unended):
             what = f"{unended:,} of {pools[name].train.documents:,} documents have no end token"
             remedy = "so data.reset_attention_mask cannot separate them; leave it out"

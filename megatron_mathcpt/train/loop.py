@@ -175,12 +175,13 @@ def progress(state: TrainState) -> RunCounts:
                 asked=round(tokens),
                 seen=sum(own.get(pool, 0) for own in seen),
                 available=inputs.available.get(pool, 0),
-                **({"before": inputs.seen[pool]} if inputs.seen.get(pool) else {}),
             )
             for pool, tokens in asked.items()
         },
     )
-    return counts.model_copy(update={"phases": by_phase}) if config.phases else counts
+    # Both only where they say something: older manifests have neither.
+    more = {"phases": by_phase if config.phases else {}, "seen_before": dict(inputs.seen)}
+    return counts.model_copy(update={name: found for name, found in more.items() if found})
 
 
 def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None:

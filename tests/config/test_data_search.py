@@ -77,7 +77,10 @@ def test_a_search_draws_its_runs_around_the_start_and_scores_none(tmp_path: Path
     ("sections", "message"),
     [
         ({"microanneals": {"p": PRICE | {"sources": {"web": {}}}}}, "p: sources.web: is part of the rest"),
-        ({"microanneals": {"p": PRICE | {"sources": {"a": {"data.blend.b": 1}}}}}, "decide data.blend"),
+        (
+            {"microanneals": {"p": PRICE | {"sources": {"a": {"data.blend.b": 1}}}}},
+            "leave data.blend, train, phases out",
+        ),
         ({"microanneals": {"p": PRICE | {"from": "other"}}}, "runs.p-rest: no row 'other'; there are: stem"),
         ({"mixtures": {"m": MIX | {"proxies": 3}}}, "m: proxies: 3, but a law of 3 parameters .*; give 4"),
         ({"mixtures": {"m": MIX | {"held_out": 3}}}, "mixtures.m.held_out: .*greater than or equal to 4"),

@@ -160,6 +160,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
             "averages.soup: last 3, but two has checkpoint.keep 2",
         ),
         ({"averages": {"raw": {"of": ["two", "one"]}}}, "raw: another stage has this folder"),
+        ({"averages": {"soup": {"of": ["two", "two"]}}}, "averages.soup: of: names a run twice"),
         ({"models": {"raw": {"hf": "x"}}}, "raw: another stage has this folder"),
         ({"models": {"other": {"size": 7}}}, "models.other: give hf, a folder, or hub"),
         ({"models": {"other": {"hub": "x"}}}, "models.other.hub: String should match"),

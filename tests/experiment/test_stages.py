@@ -200,6 +200,33 @@ def test_corpora_of_a_run_must_not_each_train_a_tokenizer(tmp_path: Path) -> Non
     )
 
 
+def test_branches_stay_within_the_pass_that_their_stem_has_begun(tmp_path: Path) -> None:
+    """0.6B of 0.9B by the stem, 0.2B by the first branch, the same by one that starts from that."""
+    stem = several(["raw", "extra"])
+    stem["set"]["train.train_tokens"] = 1_800_000_000
+
+    def branch(of: str) -> dict[str, Any]:
+        init = {"checkpoint": f"runs/demo/{of}", "load_optimizer": True, "continue_data": True}
+        return several(["raw", "extra"]) | {
+            "from": "stem",
+            "set": {"init": init, "train.train_tokens": 6 * 10**8},
+        }
+
+    planned(tmp_path, stem=stem, first=branch("stem"))
+    found = "runs.second: init.continue_data: .* of pool 'fresh' after 800,.* are more than 900,000,000"
+    with pytest.raises(ConfigError, match=found):
+        planned(tmp_path, stem=stem, first=branch("stem"), second=branch("first"))
+
+
+def test_an_average_is_of_runs_of_one_shape(tmp_path: Path) -> None:
+    wide = {"from": "base", "set": {"model.hidden_size": 512}}
+    changes = {"averages": {"soup": {"of": ["base", "wide"]}}}
+    tree = study(tmp_path)
+    (tmp_path / "study.yaml").write_text(json.dumps(tree | changes | {"runs": tree["runs"] | {"wide": wide}}))
+    with pytest.raises(ConfigError, match=r"averages\.soup: its runs differ in model, or in phases"):
+        load_study(tmp_path / "study.yaml")
+
+
 def test_passes_are_over_what_a_finished_build_has(tmp_path: Path) -> None:
     """3.8B are expected; a build that came out smaller, or larger, decides."""
     run = several(["raw", "extra"], max_epochs={"problems": 2})

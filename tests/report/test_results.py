@@ -107,7 +107,7 @@ def test_curves_tokens_and_speed(results: Path) -> None:
     assert torn["train_loss"][-1] == [40000.0, 1.5]
     losses = [[10000.0, 3.25], [20000.0, 3.0], [30000.0, 2.75], [40000.0, 2.5]]
     assert run["validation_loss"]["general"] == losses
-    seen = {"asked": 30000, "seen": 29700, "available": 19800, "before": 0}
+    seen = {"asked": 30000, "seen": 29700, "available": 19800}
     assert run["tokens_by_source"]["general"] == seen
     assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
     assert report["timings"]["stage_seconds"]["corpus"] == 12.5

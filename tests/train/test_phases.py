@@ -17,7 +17,7 @@ from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.train.blends import build_blends, build_train_datasets, index_cache
 from megatron_mathcpt.train.inputs import check_resumable, resolve_inputs
 from megatron_mathcpt.train.traced_step import trace_step
-from tests.support.tokenized_corpus import TOKENIZER
+from tests.support.tokenized_corpus import POOLS, TOKENIZER, write_tokenized_corpus
 from tests.support.training_outputs import losses_of, metric_rows
 from tests.support.training_runs import KEEP_ALL, ConfigOf, train, train_forked
 from tests.train.test_layouts import TWO_PROCESSES
@@ -86,7 +86,7 @@ def test_spans_by_hand(config_of: ConfigOf) -> None:
 
 WRONG = {
     "order": ({"a": {"from_tokens": 2000}, "b": {"from_tokens": 1000}}, "in the order of their from_tokens"),
-    "late": ({"a": {"from_tokens": 5120}}, "begin at 5,120 tokens, after train.train_tokens"),
+    "late": ({"a": {"from_tokens": 5120}}, "begin at 5,120 tokens, and train.train_tokens is not above it"),
     "main": ({"main": {"from_tokens": 512}}, "other names than main"),
     "rate": ({"a": {"from_tokens": 512, "lr": 1.0}}, "lr, min_lr: are the ends of a schedule"),
     "field": ({"a": {"from_tokens": 512, "sequence": 1}}, "sequence"),
@@ -109,8 +109,12 @@ def test_phases_are_checked_like_runs(config_of: ConfigOf, tmp_path: Path) -> No
         global_batch_size=3, micro_batch_size=2
     )
     assert "data.blend: no pool 'other'" in message(blend={"other": 1.0})
+    short = message(seq_length=128, max_position_embeddings=100)
+    assert "phases.b: seq_length: above max_position_embeddings" in short
     assert "tokens of pool 'problem_solving' are" in message(blend={"problem_solving": 1.0})
-    with pytest.raises(ConfigError, match="'a' has no step; begin the next one later"):
+    with pytest.raises(
+        ConfigError, match="'a' has no step of its own; change its from_tokens or the next one's"
+    ):
         phases_of(config_of(phases={"a": {"from_tokens": 2000}, "b": {"from_tokens": 2048}}))
 
 
@@ -241,16 +245,30 @@ def test_branches_go_on_from_one_stem_as_a_phase_would(
         assert manifest.inputs["checkpoint"] == newest.fingerprint()
         assert (manifest.counts["steps"], manifest.counts["consumed_tokens"]) == (6, 1536)
     found = load_manifest(runs["branch2"], "run").counts["tokens_by_source"]
-    assert {pool: (one["seen"], one["before"]) for pool, one in found.items()} == {
-        "general": (768, 1024),
-        "problem_solving": (768, 384),
-    }
-    # A branch of a branch has read what both have.
+    assert {pool: one["seen"] for pool, one in found.items()} == {"general": 768, "problem_solving": 768}
+    before = {"general": 1024, "math_corpus": 640, "problem_solving": 384}
+    assert load_manifest(runs["branch2"], "run").counts["seen_before"] == before
+    # A branch of a branch has read what both have, of pools that only the stem had too.
     again = resolve_inputs(branch(config_of, runs["branch2"], blends[1]))
-    assert again.seen == {"general": 1792, "problem_solving": 1152}
+    assert again.seen == {"general": 1792, "math_corpus": 640, "problem_solving": 1152}
     config = branch(config_of, stem, blends[1])
-    with pytest.raises(ConfigError, match="has read other data, or with another seed"):
+    with pytest.raises(ConfigError, match="has read in the order of seed 7; take that"):
         resolve_inputs(config.model_copy(update={"seed": 8}))
     capped = config.data.model_copy(update={"max_epochs": 0.5})
-    with pytest.raises(ConfigError, match=r"1,536 tokens of pool 'general' after 1,024 are 0\.6. passes"):
+    with pytest.raises(ConfigError, match=r"1,536 tokens of pool 'general' after 1,024 are more than 2,0"):
         resolve_inputs(config.model_copy(update={"data": capped}))
+    # A corpus may be added, but not exchanged.
+    write_tokenized_corpus(tmp_path / "more", ["extra"])
+    both = (*config.data.corpora, tmp_path / "more")
+    resolved = resolve_inputs(
+        config.model_copy(update={"data": config.data.model_copy(update={"corpus": both})})
+    )
+    assert resolved.seen == before
+    other = write_tokenized_corpus(tmp_path / "other", [*POOLS, "extra"])
+    exchanged = config.data.model_copy(update={"corpus": other})
+    with pytest.raises(ConfigError, match=r"has read other data; name its corpora in data\.corpus too"):
+        resolve_inputs(config.model_copy(update={"data": exchanged}))
+    # Another pass has another order, so that it cannot be read on.
+    longer = config.train.model_copy(update={"train_tokens": 4096})
+    with pytest.raises(ConfigError, match=r"4,096 tokens of pool 'general' after 1,024 are more than 4,0"):
+        resolve_inputs(config.model_copy(update={"train": longer}))
