@@ -79,20 +79,14 @@ def _same_branches(first: list[Branch], second: list[Branch]) -> bool:
 class _Function:
     def __init__(self, branches: list[Branch]) -> None:
         self.branches = [(parse_expression(value), _condition(text)) for value, text in branches]
-        stated = [where for _, where in self.branches if where]
-        self.regions = stated
-        self.variables = frozenset[str]().union(*(where.variables for where in stated))
-        self.symbols = frozenset[str]().union(
-            self.variables, *(value.symbols() for value, _ in self.branches)
-        )
+        self.regions = [where for _, where in self.branches if where]
+        self.variables = frozenset[str]().union(*(where.variables for where in self.regions))
+        self.symbols = self.variables.union(*(value.symbols() for value, _ in self.branches))
 
     def branch(self, place: Value, point: region.Point) -> Node | None:
         for value, where in self.branches:
-            if (
-                where.contains(place, point)
-                if where
-                else not any(r.contains(place, point) for r in self.regions)
-            ):
+            regions = [where] if where else self.regions
+            if any(each.contains(place, point) for each in regions) == bool(where):
                 return value
         return None
 
