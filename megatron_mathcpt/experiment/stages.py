@@ -20,6 +20,7 @@ from megatron_mathcpt.config.base import Model
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.data_search import BEST
+from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.config.study_file import ModelRow
 from megatron_mathcpt.errors import ConfigError
@@ -130,27 +131,24 @@ def build_stages(
 
 def _check_run(study: Study, name: str, processes: int | None) -> None:
     """Refuse a run whose sections, processes or pools do not match, before its corpus is built."""
-    config = study.runs[name].config
-    if processes is not None:
-        try:
-            check_experiment(config, processes)
-        except ConfigError as error:
-            raise ConfigError(f"runs.{name}: {error}") from error
-    _check_pools(study, name)
+    config, expected = study.runs[name].config, study.runs[name].tokens
     try:
-        check_passes(config, {**study.runs[name].tokens, **tokens_built(config.data.corpora)})
+        if processes is not None:
+            check_experiment(config, processes)
+        _check_pools(study, config)
+        check_passes(config, {**expected, **tokens_built(config.data.corpora)})
     except ConfigError as error:
         raise ConfigError(f"runs.{name}: {error}") from error
 
 
-def _check_pools(study: Study, name: str) -> None:
+def _check_pools(study: Study, config: ExperimentConfig) -> None:
     """Refuse a run that names a pool which none, or more than one, of its corpora has."""
-    data, validation = study.runs[name].config.data, study.runs[name].config.validation
+    data, validation = config.data, config.validation
     pools, shown = list[str](), list[str]()
     for folder in data.corpora:
         inside = study.inside(folder)
         if inside is not None and str(inside) not in study.corpus:
-            raise ConfigError(f"runs.{name}: data.corpus: {folder} is no corpus of the study")
+            raise ConfigError(f"data.corpus: {folder} is no corpus of the study")
         if not (found := [*tokens_built([folder])] if inside is None else study.pools(str(inside))):
             return  # built elsewhere and not yet finished: the run checks it when it starts
         pools += found
@@ -162,17 +160,17 @@ def _check_pools(study: Study, name: str) -> None:
     if len(origins) > 1 and (own := [origin for origin in origins if origin in study.corpus]):
         theirs = next(corpus for origin, corpus in origins.items() if origin != own[0])
         raise ConfigError(
-            f"runs.{name}: data.corpus: {origins[own[0]]} and {theirs} have different tokenizers; set "
+            f"data.corpus: {origins[own[0]]} and {theirs} have different tokenizers; set "
             f"tokenizer: {{path: {study.out / own[0] / 'tokenizer'}}} in corpus.{theirs}"
         )
     owners, where, packed = Counter(pools), ", ".join(shown), study.inside(data.sft)
-    named = {"data.blend": study.runs[name].config.pools, "validation.sets": [*validation.sets]}
+    named = {"data.blend": config.pools, "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
         if missing := [pool for pool in names if not owners[pool]]:
             known = f"there are: {', '.join(sorted(owners))}"
-            raise ConfigError(f"runs.{name}: {field}: {where} has no pool '{missing[0]}'; {known}")
+            raise ConfigError(f"{field}: {where} has no pool '{missing[0]}'; {known}")
         if twice := [pool for pool in names if owners[pool] > 1]:
-            raise ConfigError(f"runs.{name}: {field}: pool '{twice[0]}' is in more than one of {where}")
+            raise ConfigError(f"{field}: pool '{twice[0]}' is in more than one of {where}")
 
 
 def _tokenizer_of(study: Study, corpus: str) -> str:
