@@ -94,8 +94,8 @@ def same_value(first: Node, second: Node) -> bool | None:
         with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)
             verdicts[is_real(a) and is_real(b)].append(close(a, b))
-    enough = len(verdicts[True]) >= 2 and not (_mentions_i(first) or _mentions_i(second))
-    decided = verdicts[True] + ([] if enough else verdicts[False])
+    imaginary = any(part == Node("constant", value="i") for part in (*first.walk(), *second.walk()))
+    decided = verdicts[True] + (verdicts[False] if imaginary or len(verdicts[True]) < 2 else [])
     return all(decided) if len(decided) >= 2 else None
 
 
@@ -127,10 +127,6 @@ def below(node: Node, bound: Fraction) -> bool:
     with suppress(Undefined):
         return bool(real(evaluate(node)) < as_number(bound))
     return False
-
-
-def _mentions_i(node: Node) -> bool:
-    return any(part.operator == "constant" and part.value == "i" for part in node.walk())
 
 
 def _coordinate(name: str, index: int) -> Fraction:
