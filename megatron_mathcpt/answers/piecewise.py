@@ -5,22 +5,13 @@ compared at several places of each such interval and at its ends.
 """
 
 import re
-from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 
 from megatron_mathcpt.answers import region
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import closes_at_end
-from megatron_mathcpt.answers.value import (
-    Undefined,
-    Value,
-    as_number,
-    close,
-    evaluate,
-    same_value,
-    sample_points,
-)
+from megatron_mathcpt.answers.value import Value, as_number, same_at, same_value, sample_points
 
 _CASES = re.compile(r"(?:[^=]*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 # 当x>0时, f(x)=x
@@ -129,13 +120,10 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
                 return False
             if one is None or two is None:
                 continue
-            values = []
-            for node in (one, two):
-                with suppress(Undefined):
-                    values.append(evaluate(node, {**point, variable: place}))
-            decided = decided or bool(values)
-            if values and (len(values) == 1 or not close(*values)):
+            same = same_at(one, two, {**point, variable: place})
+            if same is False:
                 return False
+            decided = decided or bool(same)
     return True if decided else None
 
 

@@ -88,7 +88,7 @@ def same_value(first: Node, second: Node) -> bool | None:
     """Whether two expressions are equal wherever both are real; None if too few points decide."""
     names = first.symbols() | second.symbols()
     if not names:
-        return _same_constant(first, second)
+        return same_at(first, second)
     verdicts: dict[bool, list[bool]] = {True: [], False: []}  # at points where both are real, and others
     for point in sample_points(names):
         with suppress(Undefined):
@@ -99,11 +99,12 @@ def same_value(first: Node, second: Node) -> bool | None:
     return all(decided) if len(decided) >= 2 else None
 
 
-def _same_constant(first: Node, second: Node) -> bool | None:
+def same_at(first: Node, second: Node, point: Mapping[str, Value] = MappingProxyType({})) -> bool | None:
+    """Whether two expressions have the same value at `point`; None if neither has one."""
     values: list[Value] = []
     for node in (first, second):
         with suppress(Undefined):
-            values.append(evaluate(node))
+            values.append(evaluate(node, point))
     if len(values) < 2:  # a number without value, or too large for one, differs from one that has a value
         return False if values else None
     return close(*values)
