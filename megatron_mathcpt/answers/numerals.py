@@ -103,7 +103,7 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
         about = len(text) == 2 and int(digits[1]) - int(digits[0]) in (1, 2) and digits[0] != "0"
         return None if about or "两" in text else digits
     # A section is what precedes 万 or 亿.
-    total, section, digit = Fraction(0), Fraction(0), ""
+    total, section, number, digit = Fraction(0), Fraction(0), Fraction(0), ""
     place, large, zero = 10**13, 10**13, False
     for part in re.findall(r"[\d,.]+|.", text):
         if part == "零":
@@ -111,12 +111,9 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
         elif part not in _POWERS:
             if digit:  # 两三, 十七八
                 return None
-            digit = part
+            digit, number = part, Fraction(_DIGITS.get(part) or part.replace(",", ""))
         else:
             power = _POWERS[part]
-            number = (
-                Fraction(digit.replace(",", "")) if digit[:1].isdigit() else Fraction(_DIGITS.get(digit, 0))
-            )
             if power < 10**4:
                 if power >= place or not (digit or power == 10 or (part == text[0] and len(text) > 1)):
                     return None
@@ -128,11 +125,8 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
                 section, place, large = Fraction(0), power, power
             else:
                 total, section, place, large = (total + section + number) * power, Fraction(0), power, power
-            digit, zero = "", False
-    if not digit:
-        return total + section
-    number = Fraction(_DIGITS[digit]) if digit in _DIGITS else Fraction(digit.replace(",", ""))
-    if place < 10**13 and place > 10 and not zero:
+            digit, number, zero = "", Fraction(0), False
+    if digit and place < 10**13 and place > 10 and not zero:
         # A last digit without its place counts in the next lower one; 13万2500 has all of them.
         if len(digit) > 1 and len(digit) != len(str(place)) - 1:
             return None
