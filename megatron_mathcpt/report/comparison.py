@@ -61,7 +61,6 @@ class BitsComparison(PairedMeans):
 
     @property
     def sentence(self) -> str:
-        """The verdict with its figures."""
         tests = zip(("bootstrap", "Wilcoxon"), (self.p_holm, self.wilcoxon_holm), strict=True)
         p = ", ".join(f"{name} p {p_value(value, equals=True)}" for name, value in tests)
         corrected = f", after Holm over {self.tests} tests" if self.tests > 1 else ""
@@ -95,7 +94,6 @@ class Comparison(PairedComparison):
 
     @property
     def sentence(self) -> str:
-        """The verdict with its figures."""
         counts = f"{self.correct_second} against {self.correct_first} of {self.n}"
         corrected = f"; {p_value(self.p_holm)} after Holm over {self.tests} tests" if self.tests > 1 else ""
         figures = (
@@ -302,7 +300,6 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[No
 def _cells(
     task: str, metric: str, test: PairedComparison | PairedMeans, ends: tuple[float, float], p_holm: float
 ) -> Cells:
-    """The row of a test on two means."""
     if isinstance(test, PairedMeans):
         wilcoxon, counts, detectable = f"{test.wilcoxon:.4g}", "", test.detectable
     else:

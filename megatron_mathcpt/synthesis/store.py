@@ -142,7 +142,6 @@ class Store:
         return bool(row)
 
     def keep_outcome(self, case: Case, tokens: int, row: JsonObject) -> None:
-        """Store how a case ended."""
         if self.has_outcome(case):  # the same seed twice in the input, both in progress
             return
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
