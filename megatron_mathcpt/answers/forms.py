@@ -12,7 +12,7 @@ from megatron_mathcpt.answers.expression import Node, parse_expression
 from megatron_mathcpt.answers.normalize import words_as_symbols
 from megatron_mathcpt.answers.numerals import written
 from megatron_mathcpt.answers.units import split_unit
-from megatron_mathcpt.answers.value import below
+from megatron_mathcpt.answers.value import as_number, evaluate, real
 
 Reduced = tuple[str, str] | bool | None
 _THOUSAND = {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
@@ -77,10 +77,10 @@ def exact(text: str) -> str:
     try:
         node = parse_expression(split_unit(left.split("=")[-1])[0])
         near = Node("number", value=Fraction(value))
-    except ValueError:
+        off = real(evaluate(Node("abs", (Node("subtract", (node, near)),))))
+    except ValueError:  # outside the grammar, or without a value
         return ""
-    places = len(value.partition(".")[2])
-    if node.symbols() or not below(Node("abs", (Node("subtract", (node, near)),)), Fraction(1, 10**places)):
+    if off >= as_number(Fraction(1, 10 ** len(value.partition(".")[2]))):
         return ""
     return left + rounded.rstrip(")").strip().removeprefix(value) if unit else left
 

@@ -123,13 +123,6 @@ def real(value: Value) -> Value:
     return arithmetic().re(as_number(value))
 
 
-def below(node: Node, bound: Fraction) -> bool:
-    """Whether a real constant is below `bound`; False if it has no value."""
-    with suppress(Undefined):
-        return bool(real(evaluate(node)) < as_number(bound))
-    return False
-
-
 def _coordinate(name: str, index: int) -> Fraction:
     seed = zlib.crc32(f"{name}:{index}".encode())
     if name in ("n", "k"):
