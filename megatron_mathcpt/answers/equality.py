@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 
 from megatron_mathcpt.answers import forms, region
@@ -37,7 +38,7 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
     # them: (1)(3) as a product, 4:30 as a ratio, 3 < x < 5 as an equation.
     rules: list[tuple[str, Rule]] = [
         ("alternatives", _alternatives),
-        ("approximation", forms.approximations),
+        ("approximation", lambda a, b: forms.rewritten(a, b, forms.exact)),
         ("label", forms.labelled),
         ("parameter", _families),
         ("clock time", same_time),
@@ -46,7 +47,7 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
         ("region", _regions),
         ("congruence", forms.congruences),
         ("cases", same_cases),
-        ("determinant", forms.determinants),
+        ("determinant", lambda a, b: forms.rewritten(a, b, forms.expanded)),
         ("matrix", _matrices),
         ("mixed number", forms.mixed_numbers),
         ("list", lambda a, b: _lists(a, b, ordered=ordered)),
@@ -220,22 +221,16 @@ def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool
     return _all(_any(same(a, b) for a in first) for b in second) if found else found
 
 
-def _all(verdicts: Iterable[bool | None]) -> bool | None:
+def _all(verdicts: Iterable[bool | None], unless: bool = False) -> bool | None:
     undecided = False
-    for verdict in verdicts:  # no further than the first False: each verdict may take long
-        if verdict is False:
-            return False
+    for verdict in verdicts:  # no further than the first that decides: each may take long
+        if verdict is unless:
+            return unless
         undecided = undecided or verdict is None
-    return None if undecided else True
+    return None if undecided else not unless
 
 
-def _any(verdicts: Iterable[bool | None]) -> bool | None:
-    undecided = False
-    for verdict in verdicts:  # no further than the first True
-        if verdict:
-            return True
-        undecided = undecided or verdict is None
-    return None if undecided else False
+_any = partial(_all, unless=True)
 
 
 def _groups(gold: str, prediction: str) -> bool | None:

@@ -4,6 +4,7 @@ Each takes the normalised answers and gives None if it has nothing to say of the
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from megatron_mathcpt.answers import region
@@ -11,7 +12,7 @@ from megatron_mathcpt.answers.expression import Node, parse_expression
 from megatron_mathcpt.answers.normalize import words_as_symbols
 from megatron_mathcpt.answers.numerals import written
 from megatron_mathcpt.answers.units import split_unit
-from megatron_mathcpt.answers.value import below
+from megatron_mathcpt.answers.value import as_number, evaluate, real
 
 Reduced = tuple[str, str] | bool | None
 _THOUSAND = {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
@@ -59,15 +60,16 @@ _ABOUT = re.compile(
 )
 
 
-def approximations(gold: str, prediction: str) -> Reduced:
-    """Take the exact value of 2\\sqrt{3} \\approx 3.46, if that is the other one rounded."""
-    first, second = (_exact(text) if _ABOUT.search(text) else text for text in (gold, prediction))
-    if (first, second) == (gold, prediction):
-        return None
-    return (first, second) if first and second else False
+def rewritten(gold: str, prediction: str, rule: Callable[[str], str]) -> Reduced:
+    """Rewrite both by `exact` or `expanded`; what these refuse is equal to nothing."""
+    both = rule(gold), rule(prediction)
+    return None if both == (gold, prediction) else both if all(both) else False
 
 
-def _exact(text: str) -> str:
+def exact(text: str) -> str:
+    """Take the exact value of 2\\sqrt{3} \\approx 3.46; refuse, by '', other roundings."""
+    if not _ABOUT.search(text):
+        return text
     left, rounded = _ABOUT.split(text, maxsplit=1)
     if re.fullmatch(r"[A-Za-df-z](_\w)?|\\(?!pi)[a-z]+", left):
         return f"{left}={rounded}"
@@ -75,10 +77,10 @@ def _exact(text: str) -> str:
     try:
         node = parse_expression(split_unit(left.split("=")[-1])[0])
         near = Node("number", value=Fraction(value))
-    except ValueError:
+        off = real(evaluate(Node("abs", (Node("subtract", (node, near)),))))
+    except ValueError:  # outside the grammar, or without a value
         return ""
-    places = len(value.partition(".")[2])
-    if node.symbols() or not below(Node("abs", (Node("subtract", (node, near)),)), Fraction(1, 10**places)):
+    if off >= as_number(Fraction(1, 10 ** len(value.partition(".")[2]))):
         return ""
     return left + rounded.rstrip(")").strip().removeprefix(value) if unit else left
 
@@ -137,14 +139,6 @@ def mixed_numbers(gold: str, prediction: str) -> Reduced:
     return first, second
 
 
-def determinants(gold: str, prediction: str) -> Reduced:
-    """Write a determinant of two or three rows as the number it is; a matrix is none."""
-    first, second = (_expanded(text) for text in (gold, prediction))
-    if (first, second) == (gold, prediction):
-        return None
-    return (first, second) if first and second else False
-
-
 _DETERMINANT = re.compile(
     r"\\begin\{vmatrix\}(.*?)\\end\{vmatrix\}|(?:\\?det\s*\(?\s*\\begin\{[pb]?matrix\}|\|\s*\\begin\{(?:array"
     r"|matrix)\}(?:\{[lcr|]+\})?)(.*?)\\end\{\w*\}\s*[|)]?",
@@ -152,7 +146,8 @@ _DETERMINANT = re.compile(
 )
 
 
-def _expanded(text: str) -> str:
+def expanded(text: str) -> str:
+    """Write a determinant of two or three rows as the number it is; refuse, by '', a larger one."""
     text = _DETERMINANT.sub(_number, text)
     return "" if "vmatrix" in text.lower() else text
 

@@ -229,7 +229,10 @@ def normalize(text: str) -> str:
     text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m.group().replace(" ", ""), text)
     text = repeating_decimals(arabic_numerals(text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d{1,3})$", r"\1 \\cdot 10^{\2}", text.strip())
-    text = _plain_forms(_trim(re.sub(r"\s+", " ", text)))
+    text = _trim(re.sub(r"\s+", " ", text))
+    for pattern, replacement in _COMPILED_FORMS:
+        text = pattern.sub(replacement, text)
+    text = number_words(text)
     text = re.sub(r"^<([^<>,]*+,[^<>]*+)>$", r"(\1)", text)  # a vector in angle brackets
     for _ in range(6):  # "So the answer is" is four prefixes
         if (found := _PREFIX.match(text)) and text[found.end() :] not in ("", "的"):
@@ -297,12 +300,6 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ),
 )
 _COMPILED_FORMS = [(re.compile(pattern), replacement) for pattern, replacement in _FORMS]
-
-
-def _plain_forms(text: str) -> str:
-    for pattern, replacement in _COMPILED_FORMS:
-        text = pattern.sub(replacement, text)
-    return number_words(text)
 
 
 def _outward(match: re.Match[str]) -> str:

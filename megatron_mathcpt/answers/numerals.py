@@ -47,7 +47,7 @@ def arabic_numerals(text: str) -> str:
         f"(?<!{_SIGN})[一二两三四五六七八九](?=千[克米瓦卡伏帕焦赫])", lambda m: str(_DIGITS[m[0]]), text
     )
     decimals = rf"({_NUMERAL})点(?!零{_DIGIT}分)({_DIGIT}++)(?!刻)"
-    text = re.sub(decimals, _decimal, text)
+    text = re.sub(decimals, lambda m: f"{_read(m[1])}.{_each_digit(m[2])}", text)
     text = re.sub(rf"百分之({_PLAIN})", lambda m: f"{_read(m[1])}%", text)
     text = re.sub(rf"(?:({_PLAIN})又)?({_PLAIN})分之(根号)?({_PLAIN})", _fraction, text)
     text = re.sub(r"(?<=\d)又(?=\d+/\d|\\frac)", " ", text)  # of a mixed number
@@ -64,9 +64,8 @@ def arabic_numerals(text: str) -> str:
     return re.sub(r"^[一1]?半个?(?=$|(?:小时|分钟|年|天|斤|米|千克|公斤)$)", r"\\frac{1}{2}", text)
 
 
-def _decimal(match: re.Match[str]) -> str:
-    after = "".join(str(_DIGITS[digit]) for digit in match[2])
-    return f"{_read(match[1])}.{after}"
+def _each_digit(text: str) -> str:
+    return "".join(str(_DIGITS[digit]) for digit in text)
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -100,11 +99,11 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
     if re.fullmatch(r"[\d,.]+", text):
         return text
     if len(text) > 1 and all(sign in _DIGITS for sign in text):  # 一二三, as 123; but 二三 is two or three
-        digits = "".join(str(_DIGITS[sign]) for sign in text)
+        digits = _each_digit(text)
         about = len(text) == 2 and int(digits[1]) - int(digits[0]) in (1, 2) and digits[0] != "0"
         return None if about or "两" in text else digits
     # A section is what precedes 万 or 亿.
-    total, section, digit = Fraction(0), Fraction(0), ""
+    total, section, number, digit = Fraction(0), Fraction(0), Fraction(0), ""
     place, large, zero = 10**13, 10**13, False
     for part in re.findall(r"[\d,.]+|.", text):
         if part == "零":
@@ -112,12 +111,9 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
         elif part not in _POWERS:
             if digit:  # 两三, 十七八
                 return None
-            digit = part
+            digit, number = part, Fraction(_DIGITS.get(part) or part.replace(",", ""))
         else:
             power = _POWERS[part]
-            number = (
-                Fraction(digit.replace(",", "")) if digit[:1].isdigit() else Fraction(_DIGITS.get(digit, 0))
-            )
             if power < 10**4:
                 if power >= place or not (digit or power == 10 or (part == text[0] and len(text) > 1)):
                     return None
@@ -129,11 +125,8 @@ def _value(text: str) -> str | Fraction | None:  # noqa: C901, PLR0911, PLR0912 
                 section, place, large = Fraction(0), power, power
             else:
                 total, section, place, large = (total + section + number) * power, Fraction(0), power, power
-            digit, zero = "", False
-    if not digit:
-        return total + section
-    number = Fraction(_DIGITS[digit]) if digit in _DIGITS else Fraction(digit.replace(",", ""))
-    if place < 10**13 and place > 10 and not zero:
+            digit, number, zero = "", Fraction(0), False
+    if digit and place < 10**13 and place > 10 and not zero:
         # A last digit without its place counts in the next lower one; 13万2500 has all of them.
         if len(digit) > 1 and len(digit) != len(str(place)) - 1:
             return None
@@ -279,21 +272,14 @@ def repeating_decimals(text: str) -> str:
 
 
 def _period(match: re.Match[str]) -> str:
-    whole, fixed = match[1], match[2]
     period = match[3] + match[4] + match[5] if match[3] else match[6] or match[7]
-    return _periodic(whole, fixed, period)
+    return _periodic(match[1], match[2], period)
 
 
 def _goes_on(match: re.Match[str]) -> str:
     # 0.1666\dots: the digits at the end must have been written twice, or they are not known to continue.
-    whole, digits = match[1], match[2]
-    for size in range(1, len(digits) // 2 + 1):
-        if digits[-size:] == digits[-2 * size : -size]:
-            start = len(digits) - 2 * size
-            while start and digits[start - 1] == digits[start - 1 + size]:
-                start -= 1
-            return _periodic(whole, digits[:start], digits[start : start + size])
-    return match[0]
+    found = re.fullmatch(r"(\d*)(\d+)\2", match[2])
+    return _periodic(match[1], found[1], found[2]) if found else match[0]
 
 
 def _periodic(whole: str, fixed: str, period: str) -> str:

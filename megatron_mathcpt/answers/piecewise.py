@@ -5,22 +5,13 @@ compared at several places of each such interval and at its ends.
 """
 
 import re
-from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 
 from megatron_mathcpt.answers import region
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, parse_expression
 from megatron_mathcpt.answers.normalize import closes_at_end
-from megatron_mathcpt.answers.value import (
-    Undefined,
-    Value,
-    as_number,
-    close,
-    evaluate,
-    same_value,
-    sample_points,
-)
+from megatron_mathcpt.answers.value import Value, as_number, same_at, same_value, sample_points
 
 _CASES = re.compile(r"(?:[^=]*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 # 当x>0时, f(x)=x
@@ -79,20 +70,14 @@ def _same_branches(first: list[Branch], second: list[Branch]) -> bool:
 class _Function:
     def __init__(self, branches: list[Branch]) -> None:
         self.branches = [(parse_expression(value), _condition(text)) for value, text in branches]
-        stated = [where for _, where in self.branches if where]
-        self.regions = stated
-        self.variables = frozenset[str]().union(*(where.variables for where in stated))
-        self.symbols = frozenset[str]().union(
-            self.variables, *(value.symbols() for value, _ in self.branches)
-        )
+        self.regions = [where for _, where in self.branches if where]
+        self.variables = frozenset[str]().union(*(where.variables for where in self.regions))
+        self.symbols = self.variables.union(*(value.symbols() for value, _ in self.branches))
 
     def branch(self, place: Value, point: region.Point) -> Node | None:
         for value, where in self.branches:
-            if (
-                where.contains(place, point)
-                if where
-                else not any(r.contains(place, point) for r in self.regions)
-            ):
+            regions = [where] if where else self.regions
+            if any(each.contains(place, point) for each in regions) == bool(where):
                 return value
         return None
 
@@ -135,13 +120,10 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
                 return False
             if one is None or two is None:
                 continue
-            values = []
-            for node in (one, two):
-                with suppress(Undefined):
-                    values.append(evaluate(node, {**point, variable: place}))
-            decided = decided or bool(values)
-            if values and (len(values) == 1 or not close(*values)):
+            same = same_at(one, two, {**point, variable: place})
+            if same is False:
                 return False
+            decided = decided or bool(same)
     return True if decided else None
 
 

@@ -9,6 +9,7 @@ More places than the zeros may be returned (poles, ends of the domain, zeros of 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
+from itertools import zip_longest
 
 from megatron_mathcpt.answers.expression import Node, spend
 from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, as_number, evaluate, is_real, real
@@ -167,14 +168,7 @@ def _times(first: Polynomial, second: Polynomial) -> Polynomial:
 
 def _plus(first: Polynomial, second: Polynomial) -> Polynomial:
     first, second = _alike(first, second)
-    size = max(len(first), len(second))
-    zero = first[0] * 0
-    return [
-        a + b
-        for a, b in zip(
-            first + [zero] * (size - len(first)), second + [zero] * (size - len(second)), strict=True
-        )
-    ]
+    return [a + b for a, b in zip_longest(first, second, fillvalue=first[0] * 0)]
 
 
 def _alike(*polynomials: Polynomial) -> list[Polynomial]:
@@ -195,7 +189,7 @@ def _polynomial_zeros(found: Polynomial) -> list[Value]:
         return []
     if exact:
         derivative = [index * value for index, value in enumerate(found)][1:]
-        found = _quotient(found, _common(found, derivative))
+        found, _ = _divided(found, _common(found, derivative))
     coefficients = [real(value) for value in reversed(found)]
     spend(150 * len(found))
     try:
@@ -223,10 +217,6 @@ def _common(first: Polynomial, second: Polynomial) -> Polynomial:
     while second:
         first, second = second, _divided(first, second)[1]
     return first
-
-
-def _quotient(first: Polynomial, second: Polynomial) -> Polynomial:
-    return _divided(first, second)[0]
 
 
 def _divided(first: Polynomial, second: Polynomial) -> tuple[Polynomial, Polynomial]:

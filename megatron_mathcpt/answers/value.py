@@ -88,22 +88,23 @@ def same_value(first: Node, second: Node) -> bool | None:
     """Whether two expressions are equal wherever both are real; None if too few points decide."""
     names = first.symbols() | second.symbols()
     if not names:
-        return _same_constant(first, second)
+        return same_at(first, second)
     verdicts: dict[bool, list[bool]] = {True: [], False: []}  # at points where both are real, and others
     for point in sample_points(names):
         with suppress(Undefined):
             a, b = evaluate(first, point), evaluate(second, point)
             verdicts[is_real(a) and is_real(b)].append(close(a, b))
-    enough = len(verdicts[True]) >= 2 and not (_mentions_i(first) or _mentions_i(second))
-    decided = verdicts[True] + ([] if enough else verdicts[False])
+    imaginary = any(part == Node("constant", value="i") for part in (*first.walk(), *second.walk()))
+    decided = verdicts[True] + (verdicts[False] if imaginary or len(verdicts[True]) < 2 else [])
     return all(decided) if len(decided) >= 2 else None
 
 
-def _same_constant(first: Node, second: Node) -> bool | None:
+def same_at(first: Node, second: Node, point: Mapping[str, Value] = MappingProxyType({})) -> bool | None:
+    """Whether two expressions have the same value at `point`; None if neither has one."""
     values: list[Value] = []
     for node in (first, second):
         with suppress(Undefined):
-            values.append(evaluate(node))
+            values.append(evaluate(node, point))
     if len(values) < 2:  # a number without value, or too large for one, differs from one that has a value
         return False if values else None
     return close(*values)
@@ -120,17 +121,6 @@ def real(value: Value) -> Value:
     if not is_real(value):
         raise Undefined("not a real number")
     return arithmetic().re(as_number(value))
-
-
-def below(node: Node, bound: Fraction) -> bool:
-    """Whether a real constant is below `bound`; False if it has no value."""
-    with suppress(Undefined):
-        return bool(real(evaluate(node)) < as_number(bound))
-    return False
-
-
-def _mentions_i(node: Node) -> bool:
-    return any(part.operator == "constant" and part.value == "i" for part in node.walk())
 
 
 def _coordinate(name: str, index: int) -> Fraction:

@@ -165,14 +165,9 @@ def served_model(name: str, endpoint: str) -> JsonObject:
 
 
 def tokenizer_folder(model: str | Path, config: EvaluationConfig) -> Path:
-    """The folder of `config.tokenizer`, else of the model's own tokenizer."""
+    """The folder of `config.tokenizer`, else of the tokenizer of a model folder, a run or a checkpoint."""
     folder = local_folder(config.tokenizer or model)
-    return folder if config.tokenizer or config.backend != "megatron" else model_tokenizer(folder)
-
-
-def model_tokenizer(folder: Path) -> Path:
-    """The tokenizer's folder of a model folder, a run or a checkpoint."""
-    if (folder / "config.json").is_file():
+    if config.tokenizer or config.backend != "megatron" or (folder / "config.json").is_file():
         return folder
     checkpoint = chosen_checkpoint(folder)
     return own_tokenizer(checkpoint, checkpoint_manifest(checkpoint))

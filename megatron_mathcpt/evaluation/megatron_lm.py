@@ -20,6 +20,7 @@ from megatron_mathcpt.checkpoint.convert import (
     check_same,
     checkpoint_shape,
     chosen_tokenizer,
+    own_tokenizer,
     verify_exported,
 )
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
@@ -29,17 +30,11 @@ from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import EvaluationError, first_error
-from megatron_mathcpt.evaluation.backends import model_tokenizer
 from megatron_mathcpt.evaluation.decoder import Chooser, Decoder, Limits, greedy, sampler
 from megatron_mathcpt.evaluation.responses import request_seeds
 from megatron_mathcpt.evaluation.tokens import OwnTokenizer, load_tokenizer
 from megatron_mathcpt.formats.hub import local_folder
-from megatron_mathcpt.formats.run_folder import (
-    CheckpointCounts,
-    checkpoint_counts,
-    checkpoint_manifest,
-    chosen_checkpoint,
-)
+from megatron_mathcpt.formats.run_folder import checkpoint_counts, chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import config_ends
 from megatron_mathcpt.model.weights import WeightSource, fill
 
@@ -144,10 +139,12 @@ class MegatronLM(OwnTokenizer, TemplateLM):
     def _load(self, folder: Path) -> None:
         from megatron_mathcpt.model.language_model import build_model
 
-        source, shape, counts = _open_weights(folder, self.layout, verify=self.options.verify)
-        tokenizer = _tokenizer_folder(folder, self.options.tokenizer)
+        options = self.options
+        source, shape, tokenizer, ends = _open_model(
+            folder, options.tokenizer, self.layout, verify=options.verify
+        )
         self.tokenizer = load_tokenizer(tokenizer)
-        self._ends = {*counts.ends, *config_ends(tokenizer), self.eot_token_id}
+        self._ends = {*ends, *config_ends(tokenizer), self.eot_token_id}
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
         self.params_dtype = default if self.options.params_dtype == "auto" else self.options.params_dtype
         precision = PrecisionSection.model_validate({"params_dtype": self.params_dtype})
@@ -257,31 +254,27 @@ class MegatronLM(OwnTokenizer, TemplateLM):
         return [whole[index] for index in range(len(lengths))]
 
 
-def _open_weights(
-    folder: Path, layout: parallel.Layout, *, verify: bool
-) -> tuple[WeightSource, DecoderShape, CheckpointCounts]:
-    """Verified weights, shape and counts of a model folder, a run or a checkpoint."""
+def _open_model(
+    folder: Path, given: str | None, layout: parallel.Layout, *, verify: bool
+) -> tuple[WeightSource, DecoderShape, Path, tuple[int, ...]]:
+    """Verified weights, shape, tokenizer and end tokens of a model folder, a run or a checkpoint.
+
+    A tokenizer that is `given` is compared with the model's own.
+    """
+    other = local_folder(given) if given else None
     if (folder / "config.json").is_file():
         verify_exported(folder, full=verify)
+        if other:
+            check_same(other, folder)
         shape = read_hf_shape(folder)
-        counts = CheckpointCounts(step=0, end_ids=config_ends(folder))
-        return HuggingFaceWeights(folder, shape), shape, counts
+        return HuggingFaceWeights(folder, shape), shape, other or folder, config_ends(folder)
     checkpoint = chosen_checkpoint(folder)
     manifest = verify_checkpoint(checkpoint, layout, optimizer=False)
+    tokenizer = (
+        chosen_tokenizer(checkpoint, manifest, other) if other else own_tokenizer(checkpoint, manifest)
+    )
     shape = checkpoint_shape(manifest)
-    return CheckpointWeights(checkpoint, shape), shape, checkpoint_counts(manifest)
-
-
-def _tokenizer_folder(folder: Path, given: str | None) -> Path:
-    """The model's own, or the one that is `given`, after comparing it with that."""
-    if not given:
-        return model_tokenizer(folder)
-    found = local_folder(given)
-    if (folder / "config.json").is_file():
-        check_same(found, folder)
-        return found
-    checkpoint = chosen_checkpoint(folder)
-    return chosen_tokenizer(checkpoint, checkpoint_manifest(checkpoint), found)
+    return CheckpointWeights(checkpoint, shape), shape, tokenizer, checkpoint_counts(manifest).ends
 
 
 def _start_layout(options: MegatronOptions) -> parallel.Layout:

@@ -133,14 +133,11 @@ def build_stages(
 def _check_run(study: Study, name: str, processes: int | None) -> None:
     """Refuse a run whose sections, processes or pools do not match, before its corpus is built."""
     config = study.runs[name].config
-    if processes is not None:
-        try:
-            check_experiment(config, processes)
-        except ConfigError as error:
-            raise ConfigError(f"runs.{name}: {error}") from error
-    _check_pools(study, name)
     available = {**study.runs[name].tokens, **tokens_built(config.data.corpora)}
     try:
+        if processes is not None:
+            check_experiment(config, processes)
+        _check_pools(study, config)
         check_passes(config, available)
         check_continued(config, available, _read_before(study, config))
     except ConfigError as error:
@@ -156,14 +153,14 @@ def _read_before(study: Study, config: ExperimentConfig) -> Counter[str]:
     return own + _read_before(study, stem.config)
 
 
-def _check_pools(study: Study, name: str) -> None:
+def _check_pools(study: Study, config: ExperimentConfig) -> None:
     """Refuse a run that names a pool which none, or more than one, of its corpora has."""
-    data, validation = study.runs[name].config.data, study.runs[name].config.validation
+    data, validation = config.data, config.validation
     pools, shown = list[str](), list[str]()
     for folder in data.corpora:
         inside = study.inside(folder)
         if inside is not None and str(inside) not in study.corpus:
-            raise ConfigError(f"runs.{name}: data.corpus: {folder} is no corpus of the study")
+            raise ConfigError(f"data.corpus: {folder} is no corpus of the study")
         if not (found := [*tokens_built([folder])] if inside is None else study.pools(str(inside))):
             return  # built elsewhere and not yet finished: the run checks it when it starts
         pools += found
@@ -175,17 +172,17 @@ def _check_pools(study: Study, name: str) -> None:
     if len(origins) > 1 and (own := [origin for origin in origins if origin in study.corpus]):
         theirs = next(corpus for origin, corpus in origins.items() if origin != own[0])
         raise ConfigError(
-            f"runs.{name}: data.corpus: {origins[own[0]]} and {theirs} have different tokenizers; set "
+            f"data.corpus: {origins[own[0]]} and {theirs} have different tokenizers; set "
             f"tokenizer: {{path: {study.out / own[0] / 'tokenizer'}}} in corpus.{theirs}"
         )
     owners, where, packed = Counter(pools), ", ".join(shown), study.inside(data.sft)
-    named = {"data.blend": study.runs[name].config.pools, "validation.sets": [*validation.sets]}
+    named = {"data.blend": config.pools, "validation.sets": [*validation.sets]}
     for field, names in (named | {"data.sft": [packed.name] if packed else []}).items():
         if missing := [pool for pool in names if not owners[pool]]:
             known = f"there are: {', '.join(sorted(owners))}"
-            raise ConfigError(f"runs.{name}: {field}: {where} has no pool '{missing[0]}'; {known}")
+            raise ConfigError(f"{field}: {where} has no pool '{missing[0]}'; {known}")
         if twice := [pool for pool in names if owners[pool] > 1]:
-            raise ConfigError(f"runs.{name}: {field}: pool '{twice[0]}' is in more than one of {where}")
+            raise ConfigError(f"{field}: pool '{twice[0]}' is in more than one of {where}")
 
 
 def _tokenizer_of(study: Study, corpus: str) -> str:

@@ -61,7 +61,6 @@ class Job:
 
     @property
     def tasks(self) -> int:
-        """Tasks on all nodes together."""
         return self.nodes * self.tasks_per_node
 
 

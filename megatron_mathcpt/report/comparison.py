@@ -61,20 +61,14 @@ class BitsComparison(PairedMeans):
 
     @property
     def sentence(self) -> str:
-        """The verdict with its figures."""
-        where = "" if self.task == POOLED else f" on {self.task}"
         tests = zip(("bootstrap", "Wilcoxon"), (self.p_holm, self.wilcoxon_holm), strict=True)
         p = ", ".join(f"{name} p {p_value(value, equals=True)}" for name, value in tests)
         corrected = f", after Holm over {self.tests} tests" if self.tests > 1 else ""
         change, low, high = (number(x, sign=True) for x in (self.difference, self.low, self.high))
         figures = f"{change}, 95% interval {low} to {high}; {p}{corrected}"
-        claims = {
-            "better": "{} needs fewer bits per byte than {}",
-            "worse": "{} needs more bits per byte than {}",
-            UNDECIDED: "{} and {} are not distinguishable in bits per byte",
-        }
-        counts = f"{number(self.mean_second)} against {number(self.mean_first)}"
-        return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
+        counts = f"{number(self.mean_second)} against {number(self.mean_first)} ({figures})"
+        fewer, more = (f"{{}} needs {how} bits per byte than {{}}" for how in ("fewer", "more"))
+        return _sentence(self, (fewer, more, "{} and {} are not distinguishable in bits per byte"), counts)
 
 
 @dataclass(frozen=True)
@@ -100,24 +94,25 @@ class Comparison(PairedComparison):
 
     @property
     def sentence(self) -> str:
-        """The verdict with its figures."""
-        where = "" if self.task == POOLED else f" on {self.task}"
         counts = f"{self.correct_second} against {self.correct_first} of {self.n}"
         corrected = f"; {p_value(self.p_holm)} after Holm over {self.tests} tests" if self.tests > 1 else ""
         figures = (
             f"{points(self.difference, sign=True)} points, 95% interval {points(self.low, sign=True)} to "
             f"{points(self.high, sign=True)}; exact McNemar p {p_value(self.p_value, equals=True)}{corrected}"
         )
-        claims = {
-            "better": "{} answers more than {}",
-            "worse": "{} answers fewer than {}",
-            UNDECIDED: "{} and {} are not distinguishable",
-        }
-        return f"{claims[self.verdict].format(self.second, self.first)}{where}: {counts} ({figures})."
+        claims = "{} answers more than {}", "{} answers fewer than {}", "{} and {} are not distinguishable"
+        return _sentence(self, claims, f"{counts} ({figures})")
 
     def as_json(self) -> dict[str, JsonValue]:
         """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
         return _as_json(self) | {"bits": _as_json(self.bits) if self.bits else None}
+
+
+def _sentence(row: Comparison | BitsComparison, claims: tuple[str, str, str], figures: str) -> str:
+    """`claims` are of second and first: better, worse, undecided."""
+    claim = dict(zip(("better", "worse", UNDECIDED), claims, strict=True))[row.verdict]
+    where = "" if row.task == POOLED else f" on {row.task}"
+    return f"{claim.format(row.second, row.first)}{where}: {figures}."
 
 
 def _as_json(row: Comparison | BitsComparison) -> dict[str, JsonValue]:
@@ -305,7 +300,6 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[No
 def _cells(
     task: str, metric: str, test: PairedComparison | PairedMeans, ends: tuple[float, float], p_holm: float
 ) -> Cells:
-    """The row of a test on two means."""
     if isinstance(test, PairedMeans):
         wilcoxon, counts, detectable = f"{test.wilcoxon:.4g}", "", test.detectable
     else:

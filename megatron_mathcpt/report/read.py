@@ -68,9 +68,11 @@ def _is_scored(folder: Path) -> bool:
 
 
 def _status(folder: Path, name: str) -> tuple[str, ...]:
-    rows = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else ()
+    trained, complete = ((folder / name).is_file() for name in (METRICS, FILE_NAME))
+    rows = read_metrics(folder / METRICS) if trained else ()
+    counts = RunCounts.model_validate(load_manifest(folder, RUN).counts) if trained and complete else None
     scores = load_results(folder / "evaluation").tasks if _is_scored(folder) else {}
-    state = "scored" if scores else "done" if (folder / FILE_NAME).is_file() else "not finished"
+    state = "scored" if scores else "done" if complete else "not finished"
     losses = [row.loss for row in rows if row.loss is not None]
     validation = next((row.validation for row in reversed(rows) if row.validation), {})
     cells = (
@@ -79,16 +81,9 @@ def _status(folder: Path, name: str) -> tuple[str, ...]:
         figures.number(losses[-1] if losses else None),
         ", ".join(f"{pool} {loss:.3f}" for pool, loss in validation.items()),
         ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items()),
-        figures.begin_token(_begin(folder)),
+        figures.begin_token(counts.begin if counts else None),
     )
     return name, state, *(cell or figures.MISSING for cell in cells)
-
-
-def _begin(folder: Path) -> str | None:
-    """The token that begins a finished run's documents."""
-    if not (folder / METRICS).is_file() or not (folder / FILE_NAME).is_file():
-        return None
-    return RunCounts.model_validate(load_manifest(folder, RUN).counts).begin
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NotRequired, Self, TypedDict
+from typing import Self
 
 import orjson
 
@@ -23,6 +23,7 @@ from megatron_mathcpt.formats.files import numbered_lines
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes
 from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
 # Tables keep SQLite's row numbers, so rows are in order of arrival. Stored in order of their random keys
@@ -47,17 +48,6 @@ _REMEDIES = {"SQLITE_BUSY": "wait for another process on this shard, or choose a
 _REMEDIES |= {"SQLITE_FULL": _NO_SPACE, "SQLITE_IOERR": _NO_SPACE}
 _DAMAGED = "make it writable, restore a copy of it, or delete its folder to ask for everything again"
 _LOG = get_logger(__name__)
-
-
-class OutcomeRow(TypedDict):
-    reason: str | None
-    detail: str
-    raw: str
-    claims: dict[str, str]
-    checks: dict[str, dict[str, str]]
-    disagreement: bool
-    records: NotRequired[list[dict[str, object]]]  # the lines of accepted.jsonl
-    requests: NotRequired[list[str]]  # their keys in the store; absent where the method makes none
 
 
 def _checksum(row: Iterable[object]) -> bytes:
@@ -151,14 +141,13 @@ class Store:
             raise DataError(f"seed '{case.seed.id}': id of two different problems; give each its own")
         return bool(row)
 
-    def keep_outcome(self, case: Case, tokens: int, row: OutcomeRow) -> None:
-        """Store how a case ended."""
+    def keep_outcome(self, case: Case, tokens: int, row: JsonObject) -> None:
         if self.has_outcome(case):  # the same seed twice in the input, both in progress
             return
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
         self._insert("outcomes", *place, tokens, row["reason"], encode_json(row).decode())
 
-    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
+    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, JsonObject]]:
         """Yield (seed, sample, tokens, outcome) in order of the seeds."""
         what = "seed, sample, tokens, outcome FROM outcomes WHERE method = ? ORDER BY position, sample"
         return ((*place, orjson.loads(outcome)) for *place, outcome in self._select(what, method))
@@ -173,26 +162,24 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]]) -> OutcomeRow:
+def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]]) -> JsonObject:
     """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
-    seed, method, sample = case.seed, case.method, case.sample
-    row: OutcomeRow = {
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-        "raw": outcome.raw,
-        "claims": outcome.verdicts.claims,
-        "checks": {name: check._asdict() for name, check in outcome.verdicts.checks.items()},
-        "disagreement": outcome.verdicts.disagreement,
-    }
+    seed, method, sample, verdicts = case.seed, case.method, case.sample, outcome.verdicts
+    checks = {name: check._asdict() for name, check in verdicts.checks.items()}
+    judged = {"claims": verdicts.claims, "checks": checks, "disagreement": verdicts.disagreement}
     origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
-    verdicts = {"claims": row["claims"], "checks": row["checks"], "disagreement": row["disagreement"]}
-    lineage = {**origin, "requests": requests, **verdicts}
-    own = {"source": method, "extra": {"lineage": lineage}}
-    row["records"] = [
+    own = {"source": method, "extra": {"lineage": {**origin, "requests": requests, **judged}}}
+    records = [  # the lines of accepted.jsonl
         vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
         for n, record in enumerate(outcome.records)
     ]
-    return row
+    return {
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        "raw": outcome.raw,
+        **judged,
+        "records": records,
+    }
 
 
 def trace(folder: Path, record_id: str) -> dict[str, object]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict, cast
 
 import orjson
 
@@ -32,35 +31,11 @@ from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client,
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
-from megatron_mathcpt.synthesis.store import OutcomeRow, Store, make_row
+from megatron_mathcpt.synthesis.store import Store, make_row
 
 KIND = "synthesis"
 _LOG = get_logger(__name__)
 Connect = Callable[[str, Server], Client]
-
-
-class MethodSummary(TypedDict):
-    outcomes: int
-    accepted: int
-    rejected: dict[str, int]
-    unanswered: dict[str, int]  # cases by why they got no reply; the next start asks for them again
-    records: int
-    tokens: int
-    capped: bool
-    verdicts: dict[str, int]  # pairs of a server's claim and the math check's verdict
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float
-    cost_per_record: float | None
-    cost_per_token: float | None
-
-
-class Summary(TypedDict):
-    seeds: JsonObject  # of all shards: read, selected, and dropped by reason
-    stopped: str | None  # the budget that ended the run
-    budget: dict[str, object]
-    methods: dict[str, MethodSummary]
 
 
 def synthesize(
@@ -70,7 +45,7 @@ def synthesize(
     connect: Connect = Client,
     *,
     accept_model: bool = False,
-) -> Summary:
+) -> JsonObject:
     """Run all methods over one shard of the seeds; resumes a killed run, or one whose budget was raised.
 
     The folder is complete only if every case got its replies; see `check_answered`.
@@ -83,7 +58,7 @@ def synthesize(
             try:
                 manifest.verify_hashes(folder, found)
                 if found.counts["budget"] == budget:
-                    return cast(Summary, found.counts)
+                    return found.counts
             except ManifestError as error:
                 _LOG.warning("%s: done now, from the stored replies", error)
         with run.open():
@@ -91,12 +66,11 @@ def synthesize(
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
             asyncio.run(run.converse(connect, accept_model=accept_model))
             methods = {name: run.write(name, folder / name) for name in config.chosen}
-        seeds = run.found.counts()
-        summary: Summary = {"seeds": seeds, "stopped": run.stopped, "budget": budget, "methods": methods}
+        seeds = run.found.counts()  # of all shards: read, selected, and dropped by reason
+        summary = {"seeds": seeds, "stopped": run.stopped, "budget": budget, "methods": methods}
         write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         if not any(run.unanswered.values()):
-            counts = dict(summary)
-            manifest.write_manifest(folder, KIND, counts=counts, inputs=inputs, config=run.recorded)
+            manifest.write_manifest(folder, KIND, counts=summary, inputs=inputs, config=run.recorded)
     return summary
 
 
@@ -264,7 +238,7 @@ class _Run:
         self.store.keep_reply(key, method, request.server, body, reply)
         return reply
 
-    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, OutcomeRow]]:
+    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, JsonObject]]:
         if method != LOCAL:
             yield from self.store.outcomes(method)
             return
@@ -273,7 +247,7 @@ class _Run:
             tokens = sum(map(self.count_tokens, outcome.records))
             yield case.seed.id, case.sample, tokens, make_row(outcome, case, [])
 
-    def write(self, method: str, folder: Path) -> MethodSummary:
+    def write(self, method: str, folder: Path) -> JsonObject:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
         records = tokens = 0
         ends, verdicts, capped = Counter[str](), Counter[str](), False
@@ -300,11 +274,12 @@ class _Run:
             "outcomes": ends.total(),
             "accepted": ends.pop("accepted", 0),
             "rejected": dict(sorted(ends.items())),
+            # Cases by why they got no reply; the next start asks for them again.
             "unanswered": dict(sorted(self.unanswered[method].items())),
             "records": records,
             "tokens": tokens,
             "capped": capped,
-            "verdicts": dict(sorted(verdicts.items())),
+            "verdicts": dict(sorted(verdicts.items())),  # pairs of a server's claim and the check's verdict
             "requests": requests,
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -328,7 +303,7 @@ def _conversing(config: SynthesisConfig) -> list[str]:
     return [name for name in CONVERSATIONS if name in config.chosen]
 
 
-def summary_rows(methods: Mapping[str, MethodSummary]) -> Iterator[tuple[str, str, str]]:
+def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
     """Yield (method, what, number) for a table."""
     for method, found in methods.items():
         for what in ("outcomes", "accepted", "records", "tokens", "requests"):
