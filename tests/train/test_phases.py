@@ -162,14 +162,14 @@ def test_a_run_does_not_resume_with_pools_in_another_order(run: Path, config_of:
     check_resumable(resolve_inputs(phased(config_of)), newest)
 
 
-@pytest.mark.parametrize("step", [4, 12, 16])
-def test_a_run_stopped_in_any_phase_resumes_with_the_same_bits(
-    run: Path, config_of: ConfigOf, tmp_path: Path, step: int
+@pytest.mark.parametrize(("step", "sent"), [(4, signal.SIGKILL), (12, signal.SIGKILL), (16, signal.SIGTERM)])
+def test_a_run_killed_or_stopped_in_any_phase_resumes_with_the_same_bits(
+    run: Path, config_of: ConfigOf, tmp_path: Path, step: int, sent: signal.Signals
 ) -> None:
     config, out = phased(config_of, checkpoint={"keep": 9, "interval": 4}), tmp_path / "run"
     stopped = started(config, out, step)
-    stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(timeout=60) == EXIT_REQUEUE
+    stopped.send_signal(sent)
+    assert stopped.wait(timeout=60) == (EXIT_REQUEUE if sent == signal.SIGTERM else -sent)
     train(config, out)
     check_same_run(run, out)
 
