@@ -20,7 +20,8 @@ import aiohttp
 import orjson
 
 from megatron_mathcpt.config.api_key import ApiKey
-from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ServerError
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
 
@@ -203,7 +204,7 @@ class Client:
         except DataError as error:
             if response.status == 200:
                 # At least the prompt is counted as paid, since the server has generated something.
-                return Reply("", str(error), len(body) // BYTES_A_TOKEN), 0
+                return Reply("", str(error), prompt_tokens=len(body) // BYTES_A_TOKEN), 0
             received = b""
         except TimeoutError:
             return Reply("", f"{UNANSWERED}time-out"), 0
@@ -281,7 +282,9 @@ def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
         reported = _at(usage, name)
         if type(reported) is int and 0 <= reported < _LARGEST_COUNT:
             counts[name] = reported
-    return Reply(text, error, **counts, model=model if isinstance(model, str) else "")
+    prompt, completion = counts.values()
+    named = model if isinstance(model, str) else ""
+    return Reply(text, error, prompt_tokens=prompt, completion_tokens=completion, model=named)
 
 
 def _parse(body: bytes) -> object:

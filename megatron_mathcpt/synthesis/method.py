@@ -1,64 +1,24 @@
-"""The interface of a synthesis method: requests out, replies in, one outcome at the end.
-
-A prompt is one file per method, role and language. Its first line `variables: a, b` declares what the text
-uses as `$a` and `$b`; sections follow, headed `### system` and `### user`. Values are substituted once and
-not scanned again, so a `$b` in a seed's text stays text.
-"""
+"""The interface of a synthesis method: requests out, replies in, one outcome at the end."""
 
 import hashlib
-import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from string import Template
 from typing import NamedTuple, TypeVar
 
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.base import Section
-from megatron_mathcpt.config.synthesis import Sampling, SynthesisConfig
+from megatron_mathcpt.config.sampling import Sampling
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text
+from megatron_mathcpt.synthesis.prompt import Prompt, load_prompt
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected reply that are stored for inspection
 
-_SECTION = re.compile(r"^### (.*)\n((?s:.*?))(?=^### |\Z)", re.MULTILINE)  # of a prompt file
 Settings = TypeVar("Settings", bound=Section)
-
-
-class Prompt(NamedTuple):
-    """A rendered prompt; `template_sha256` is the hash of its file."""
-
-    messages: list[dict[str, str]]
-    template_sha256: str
-
-    def as_text(self) -> str:
-        """Plain text for servers without a chat template."""
-        return "\n\n".join(message["content"] for message in self.messages) + "\n"
-
-
-@cache
-def _load_prompt(name: str, language: str, folder: str | None) -> Callable[[Mapping[str, str]], Prompt]:
-    path = (Path(folder) if folder else Path(__file__).parent / "prompts") / f"{name}.{language}.txt"
-    try:
-        data = path.read_bytes()
-        first, _, body = data.decode("utf-8").partition("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: prompt file cannot be read ({error}); write it in UTF-8") from error
-    declared = {word.strip() for word in first.removeprefix("variables:").split(",") if word.strip()}
-    sections = {role: Template(text.strip()) for role, text in _SECTION.findall(body) if text.strip()}
-    # A misspelt `$qestion` is refused here with its file, not by a KeyError in the middle of a run.
-    used = {name for section in sections.values() for name in section.get_identifiers()}
-    roles = sorted(sections)  # chat APIs want the system message first
-    if not first.startswith("variables:") or used != declared or roles not in (["user"], ["system", "user"]):
-        rest = "followed by a '### user' section and at most a '### system' one"
-        raise ConfigError(f"{path}: first line must be 'variables: {', '.join(sorted(used))}', {rest}")
-    sha256 = hashlib.sha256(data).hexdigest()
-    return lambda values: Prompt(
-        [{"role": role, "content": sections[role].substitute(values)} for role in roles], sha256
-    )
 
 
 class ServerRequest(NamedTuple):
@@ -66,13 +26,17 @@ class ServerRequest(NamedTuple):
     prompt: Prompt
     sampling: Sampling
     seed: int  # differs between draws of the same prompt
+    tags: tuple[str, ...] = ()  # that the reply must have; none of a student or solver
 
 
 class Reply(NamedTuple):
     text: str
     error: str | None = None  # why the text is unusable
+    reasoning: str = ""  # what a thinking model wrote before its answer
     prompt_tokens: int = 0
-    completion_tokens: int = 0
+    completion_tokens: int = 0  # with those of the reasoning
+    reasoning_tokens: int = 0
+    others: tuple["Reply", ...] = ()  # further choices, of a request with `n` above 1; without token counts
     model: str = ""  # the name that the server reports
 
     def usable_text(self) -> str:
@@ -115,7 +79,7 @@ class Case(NamedTuple):
         server = getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
         name = f"{self.method}.{role}" if role else self.method
-        prompt = _load_prompt(name, self.seed.language, self.config.prompts)(values)
+        prompt = load_prompt(name, self.seed.language, self.config.prompts)(values)
         return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"))
 
 
@@ -163,6 +127,7 @@ class Outcome:
     detail: str = ""
     raw: str = ""
     verdicts: Verdicts = field(default_factory=Verdicts)
+    counts: dict[str, int] = field(default_factory=dict)  # summed up over the outcomes of a method
 
 
 Requests = tuple[ServerRequest, ...]

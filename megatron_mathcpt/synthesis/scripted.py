@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
-from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem, response_text
 from megatron_mathcpt.synthesis.client import Client
@@ -64,7 +65,8 @@ class _ScriptedClient(Client):
         request = orjson.loads(body)
         prompt = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
         text = self._reply(prompt, request["model"])
-        return Reply(text, None, len(prompt) // 4, len(text) // 4, request["model"]), 0
+        used = Reply(text, prompt_tokens=len(prompt) // 4, completion_tokens=len(text) // 4)
+        return used._replace(model=request["model"]), 0
 
 
 def _expand(problem: Problem, choices: Sequence[Problem]) -> str:

@@ -15,7 +15,8 @@ from socket import create_server
 from threading import Event, Thread
 
 from megatron_mathcpt.config.cluster import ModelServer, SynthesisServers
-from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import EXIT_REQUEUE, ConfigError, ServerError, print_error
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.synthesis.client import Client

@@ -118,8 +118,10 @@ class Store:
 
     def find_reply(self, key: str) -> Reply | None:
         what = "text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?"
-        row = self._select(what, key).fetchone()
-        return Reply(*row) if row else None
+        if not (row := self._select(what, key).fetchone()):
+            return None
+        text, error, prompt, completion = row
+        return Reply(text, error, prompt_tokens=prompt, completion_tokens=completion)
 
     def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text and error of a request; nothing if it got no reply."""
@@ -130,8 +132,8 @@ class Store:
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         # Ignored if it is there: a seed that is twice in the input may make a request twice at the same time.
-        # All of the reply but `model`, which is in `identity`.
-        self._insert("requests", key, method, server, body.decode(), *reply[:-1])
+        tokens = reply.prompt_tokens, reply.completion_tokens
+        self._insert("requests", key, method, server, body.decode(), reply.text, reply.error, *tokens)
 
     def has_outcome(self, case: Case) -> bool:
         """Whether the outcome is stored; raises `DataError` if it is of another seed with the same id."""

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import orjson
 
-from megatron_mathcpt.config.synthesis import Server, SynthesisConfig
+from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically

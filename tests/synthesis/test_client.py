@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.synthesis import Server
+from megatron_mathcpt.config.sampling import Server
 from megatron_mathcpt.errors import ServerError
 from megatron_mathcpt.synthesis.client import Client, _retry_after
 from megatron_mathcpt.synthesis.method import Reply
