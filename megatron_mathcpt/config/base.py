@@ -31,11 +31,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
     def model_post_init(self, _: object) -> None:
-        self.check()
+        self.check_together()
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -44,7 +44,7 @@ class ModelServer(Section):
     command: tuple[Line, ...] = Field(min_length=1)
     model: Line | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if not any("{port}" in word for word in self.command):
             raise ValueError("command: has no {port}, the port to listen on")
 
@@ -55,7 +55,7 @@ class SynthesisServers(Section):
     servers: dict[str, ModelServer] = Field(min_length=1)
     start_timeout_seconds: float = Field(default=1800, gt=0)  # loading a large model takes minutes
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         taken = [gpu for server in self.servers.values() for gpu in server.gpus]
         if twice := [gpu for gpu in taken if taken.count(gpu) > 1]:
             raise ValueError(f"servers: GPU {twice[0]} is given twice")
@@ -91,7 +91,7 @@ class ClusterConfig(Section):
     single_task: SingleTask
     synthesis: SynthesisServers | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.warning_seconds >= 60 * self.time_limit_minutes:
             raise ValueError("warning_seconds must be less than time_limit_minutes")
 

@@ -121,7 +121,7 @@ class Budget(Section):
     tokens: int | None = Field(default=None, ge=1)
     bytes: int | None = Field(default=None, ge=1)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if (self.tokens is None) == (self.bytes is None):
             raise ValueError("give exactly one of tokens and bytes")
 
@@ -161,7 +161,7 @@ class Source(Section):
     select: Select | None = None
     filter: Filter | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         address = urlsplit(self.path if "://" in self.path else "")
         if address.scheme in ("http", "https"):
             raise ValueError("path: on a web server; download the files and give their folder")
@@ -210,7 +210,7 @@ class Decontaminate(Section):
     problem_overlap: float = Field(default=0.5, ge=0, le=1)
     mask_numbers: bool = False
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.short_words > self.ngram_words or self.short_characters > self.ngram_characters:
             raise ValueError("short_words and short_characters must not exceed the n-gram lengths")
 
@@ -238,7 +238,7 @@ class Tokenizer(Section):
     special_literals: Literal["text", "control"] = "text"
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
             raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
         if self.path is None and self.bos == "always":
@@ -268,7 +268,7 @@ class Corpus(Section):
     # Left out of a manifest at its default, so that finished corpora stay valid.
     shard_megabytes: float = Field(default=1024, gt=0, exclude_if=lambda value: value == 1024)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         for name in self.sources:
             if not name.replace("-", "_").isidentifier():
                 raise ValueError(f"sources.{name}: not a name; use letters, digits, '_' and '-' only")

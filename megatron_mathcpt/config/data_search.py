@@ -34,7 +34,7 @@ class Microanneal(Section):
     share: float = Field(default=0.5, gt=0, lt=1)
     sources: dict[Name, dict[str, JsonValue]] = Field(min_length=1)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if wrong := [source for source in self.sources if source in (*self.rest, "rest")]:
             raise ValueError(f"sources.{wrong[0]}: is part of the rest; give pools that are not in it")
         own = ("data.blend", "train", "phases")  # tokens are equal
@@ -69,7 +69,7 @@ class Mixture(Section):
     seed: int = Field(default=1, ge=0)
     target: Blend = Field(default_factory=dict)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.proxies < (least := len(self.start) + 2):
             law = f"a law of {least - 1} parameters is fitted without each of them"
             raise ValueError(f"proxies: {self.proxies}, but {law}; give {least} or more")

@@ -40,7 +40,7 @@ class EvaluationConfig(Section):
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
     data_parallel_size: int = Field(default=1, ge=1)  # replicas of `vllm`; `megatron`'s are its processes
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("samples: more than 1 are all the same at temperature 0; set temperature")
 

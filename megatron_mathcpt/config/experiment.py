@@ -35,7 +35,7 @@ class InitSection(Section):
     initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     initial_loss_samples: int = Field(default=8, gt=0)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
             raise ValueError("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
         if self.initial_loss == "transformers" and self.hf is None:
@@ -70,7 +70,7 @@ class DataSection(Section):
     reset_attention_mask: bool = False
     sft: Path | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
             raise ValueError("set either corpus and blend, or sft")
         if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
@@ -141,7 +141,7 @@ class ParallelSection(Section):
     recompute_num_layers: int | None = Field(default=None, ge=1)
     recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ()
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         layers = [self.recompute_method, self.recompute_num_layers]
         given = (*(value is not None for value in layers), bool(self.recompute_modules))
         wanted, otherwise = _RECOMPUTE[self.recompute_granularity]
@@ -203,7 +203,7 @@ class PrecisionSection(Section):
     num_layers_at_start_in_bf16: int = Field(default=1, ge=0)
     num_layers_at_end_in_bf16: int = Field(default=1, ge=0)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         ends = (self.num_layers_at_start_in_bf16, self.num_layers_at_end_in_bf16)
         if self.fp8 is None and (self.fp8_recipe or self.fp8_param_gather or self.first_last_layers_bf16):
             raise ValueError("fp8_recipe, fp8_param_gather, first_last_layers_bf16: no effect without fp8")
@@ -231,7 +231,7 @@ class TrainSection(Section):
     global_batch_size: int = Field(gt=0)
     deterministic: bool = False
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if (self.train_tokens is None) == (self.train_epochs is None):
             raise ValueError("set exactly one of train_tokens and train_epochs")
 
@@ -269,7 +269,7 @@ class PhaseSection(Section):
     rotary_base: float | None = Field(default=None, gt=0)
     max_position_embeddings: int | None = Field(default=None, gt=0)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.blend == {}:
             raise ValueError("blend: names no pool; leave it out to keep that of the phase before")
         if self.schedule is None and (self.lr, self.min_lr) != (None, None):
@@ -365,7 +365,7 @@ class ExperimentConfig(Section):
     faults: FaultsSection = FaultsSection()
     logging: LoggingSection = LoggingSection()
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         begins = [phase.from_tokens for phase in self.phases.values()]
         if begins != sorted(set(begins)) or "main" in self.phases:
             raise ValueError("phases: give them other names than main, in the order of their from_tokens")

@@ -40,7 +40,7 @@ class OptimizerSection(Section):
     exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"
     exp_avg_sq_dtype: Literal["fp32", "bf16"] = "fp32"
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         types = {self.main_params_dtype, self.exp_avg_dtype, self.exp_avg_sq_dtype}
         if types != {"fp32"} and not self.use_precision_aware_optimizer:
             raise ValueError("main_params_dtype, exp_avg*_dtype: need use_precision_aware_optimizer")
@@ -59,7 +59,7 @@ class ScheduleSection(Section):
         default="linear", exclude_if=lambda style: bool(style == "linear")
     )
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.lr_decay_style == "wsd" and self.lr_warmup_fraction + self.lr_wsd_decay_fraction > 1:
             raise ValueError("lr_warmup_fraction + lr_wsd_decay_fraction must not exceed 1")
         if self.lr_decay_style != "wsd" and self.lr_wsd_decay_style != "linear":

@@ -30,7 +30,7 @@ class Select(Section):
     min_steps: int | None = Field(default=None, ge=0)
     max_steps: int | None = Field(default=None, ge=0)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
             raise ValueError("min_steps is above max_steps")
         if self.difficulty and (self.min_steps, self.max_steps) != (None, None):

@@ -61,7 +61,7 @@ class RopeScaling(Section):
         given = self.model_dump(mode="json", exclude_none=True)
         return {"rope_type": self.rope_type} | (LLAMA3 if self.rope_type == "llama3" else {}) | given
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         needed, more = (names.split() for names in _KINDS[self.rope_type])
         found = self.parameters.keys() - {"rope_type"}
         if missing := [name for name in needed if name not in found]:
@@ -99,7 +99,7 @@ class DecoderShape(Section):
     window_attn_skip_freq: tuple[int, ...] | None = None
     no_rope_freq: tuple[int, ...] | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family: {self.family!r:.100} is none of {', '.join(sorted(FAMILIES))}")
         if self.kv_channels is None and self.hidden_size % self.num_attention_heads:

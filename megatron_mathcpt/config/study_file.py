@@ -41,7 +41,7 @@ class Row(Section):
     from_: Name | None = Field(default=None, alias="from")
     set: dict[str, JsonValue] = Field(default_factory=dict)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if self.file and self.from_:
             raise ValueError("set file or from, not both")
 
@@ -69,7 +69,7 @@ class AverageRow(Section):
     of: tuple[Name, ...] = Field(min_length=1)
     last: int | None = Field(default=None, ge=2)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if len({*self.of}) < len(self.of):
             raise ValueError("of: names a run twice")
         if (len(self.of) == 1) != (self.last is not None):
@@ -105,7 +105,7 @@ class ModelRow(Section):
     tensor_model_parallel_size: int | None = Field(default=None, ge=1)
     chat: bool | None = None
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if not (self.hf or self.hub):
             raise ValueError("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
 
@@ -128,7 +128,7 @@ class EvaluationNode(Section):
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     data_parallel_size: int = Field(default=1, ge=1)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         scored = {*(self.sets or STUDY_SETS), "heldout_en", "heldout_zh"}
         wrong = [] if isinstance(self.shots, int) or "all" in scored else sorted(self.shots.keys() - scored)
         if wrong:
@@ -183,7 +183,7 @@ class StudyFile(Section):
     report: ReportNode = ReportNode()
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         if not (self.runs or self.models):
             raise ValueError("runs: give runs to train, or models to score")
         names = [*self.runs, *self.variants, *self.averages, *self.models]

@@ -1,8 +1,8 @@
 """A synthesis run: seeds, servers, the four methods and their settings, verification, budget.
 
 What the study leaves open (arXiv 2501.14002: generator, student and teacher models, temperature, samples per
-question, layout of the text, treatment of refusals and of attempts that are already right) has no default
-here if it decides the result; `layout` and `right_attempts` make the choice explicit.
+question, layout of the text, treatment of refusals and of attempts that are already right, whether the teacher
+sees a reference or writes a check of each step) is a setting of its own.
 """
 
 from typing import Literal
@@ -18,33 +18,47 @@ Layout = Literal["prose", "tags"]
 
 
 class ResponseDiversification(Section):
-    """Two further solutions of the seed's question."""
+    """Two further solutions of the seed's question, of which no two are more similar than these maxima.
+
+    Similarity is between 0 and 1: of the words, and of the operations that the solutions compute with or name
+    (answers/operations.py). At 1 the latter is only counted: a problem of one step has one computation.
+    """
 
     server: str
     sampling: Sampling
     samples: int = Field(default=1, gt=0)
     layout: Layout = "prose"
     maximum_similarity: float = Field(default=0.9, gt=0, le=1)
+    maximum_operation_similarity: float = Field(default=1.0, ge=0, le=1)
 
 
 class QueryExpansion(Section):
     """Two new questions with solutions, confirmed by independent solutions.
 
-    `solver` solves each new question `solutions` times; at least `agreeing` of these must reach the answer
-    that was generated with the question.
+    `filter` says what decides: `check`, the server's own check alone, as in the study (S, P*), or `agreement`
+    too: `solver` solves each new question `solutions` times, and at least `agreeing` of these must reach the
+    answer that was generated with the question. With `check`, a given solver is only counted, so that one run
+    has the yield of both. `difficulty` asks for questions of more or fewer steps than the seed.
     """
 
     server: str
     sampling: Sampling
-    solver: str
-    solver_sampling: Sampling
-    solutions: int = Field(gt=0)
-    agreeing: int = Field(gt=0)
+    filter: Literal["agreement", "check"] = "agreement"
+    solver: str | None = None
+    solver_sampling: Sampling | None = None
+    solutions: int = Field(default=0, ge=0)
+    agreeing: int = Field(default=0, ge=0)
+    difficulty: Literal["same", "more", "fewer"] = "same"
     samples: int = Field(default=1, gt=0)
     layout: Layout = "prose"
     maximum_similarity: float = Field(default=0.9, gt=0, le=1)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
+        given = [bool(self.solver), self.solver_sampling is not None, self.solutions > 0, self.agreeing > 0]
+        if not all(given) and (any(given) or self.filter == "agreement"):
+            names = ("solver", "solver_sampling", "solutions", "agreeing")
+            missing = next(name for name, there in zip(names, given, strict=True) if not there)
+            raise ValueError(f"{missing}: missing; give all of {', '.join(names)}, or filter: check and none")
         if self.agreeing > self.solutions:
             raise ValueError(
                 f"agreeing: {self.agreeing} is more than the {self.solutions} solutions asked for; lower it"
@@ -52,25 +66,41 @@ class QueryExpansion(Section):
 
 
 class RetrospectiveEnhancement(Section):
-    """A later step inserted early, between two marks; needs no server. `mark` must be a single token."""
+    """A later step inserted early, between two marks; needs no server. `mark` must be a single token.
+
+    After step i comes a step j > i + 1, or with `next_step` also j = i + 1, which the poster's "i < j" allows.
+    The `samples` of a seed are different detours; a seed that has fewer yields fewer.
+    """
 
     mark: str = Field(default="<back>", min_length=2)
     samples: int = Field(default=1, gt=0)
+    next_step: bool = False
 
 
 class TutorshipAmplification(Section):
     """A student attempts, a teacher judges and corrects.
 
-    An attempt that the teacher judges right is dropped, or kept as a record of a confirmed solution.
+    The student attempts until mathematics calls an attempt wrong, at most `attempts` times, and several
+    students take turns. An attempt that is right is dropped, or kept, with the teacher's check, as a record of
+    a confirmed solution. `check: steps` has the teacher judge each step before its verdict; `reference` shows
+    it the seed's answer or solution. The study names none of these choices (P*): its records of 1,164 tokens
+    suggest a check in writing, its 0.85 records a seed several attempts or right ones kept (I).
     """
 
-    student: str
+    student: str | tuple[str, ...]
     student_sampling: Sampling
     teacher: str
     teacher_sampling: Sampling
     samples: int = Field(gt=0)
+    attempts: int = Field(default=1, gt=0)
     right_attempts: Literal["drop", "keep"]
+    check: Literal["verdict", "steps"] = "verdict"
+    reference: Literal["none", "answer", "solution"] = "none"
     layout: Layout = "prose"
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        return (self.student,) if isinstance(self.student, str) else self.student
 
 
 Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | TutorshipAmplification
@@ -86,13 +116,18 @@ class Methods(Section):
 
 
 class Verification(Section):
-    """Whether to keep a record if teacher and grader disagree on it, or if it cannot be graded.
+    """Which doubts about a record drop it; those that do not are counted.
 
-    A record with a wrong final answer is never kept, whatever the teacher's verdict.
+    A record with a wrong final answer is never kept, whatever the teacher's verdict. `disagreement`: teacher
+    and mathematics contradict each other; `ungraded`: the final answer cannot be compared. `equations`: a step
+    has a false equation between numbers; an attempt with one is wrong. `substitution`: the answer does not
+    satisfy the equations that the question asks to solve. None of them makes a record right.
     """
 
     disagreement: Literal["drop", "keep"]
     ungraded: Literal["drop", "keep"] = "drop"
+    equations: Literal["drop", "keep"] = "drop"
+    substitution: Literal["drop", "keep"] = "drop"
 
 
 class Budget(Section):
@@ -131,14 +166,19 @@ class Seeds(Section):
         """Whether not all records of the files are seeds."""
         return bool(self.select or self.count)
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         known = set(Problem.model_fields) - {"extra"}
         if wrong := sorted(set(self.fields) - known):
             raise ValueError(f"fields: no field '{wrong[0]}' of ours; known are {', '.join(sorted(known))}")
 
 
 class SynthesisConfig(Section):
-    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes."""
+    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes.
+
+    With a repair turn, a server whose reply is malformed is asked once more, with what was wrong. What a
+    thinking model writes before its reply is never part of a solution; `reasoning: keep` stores it as
+    `extra.reasoning` of the records.
+    """
 
     name: str = Field(min_length=1)
     seed: int
@@ -149,6 +189,8 @@ class SynthesisConfig(Section):
     budget: Budget = Budget()
     tokenizer: str | None = None
     prompts: str | None = None
+    repair_turns: int = Field(default=0, ge=0, le=1)
+    reasoning: Literal["drop", "keep"] = "drop"
     concurrency: int = Field(default=512, gt=0)
     progress_seconds: float = Field(default=10, gt=0)
 
@@ -159,15 +201,18 @@ class SynthesisConfig(Section):
 
     @property
     def asked(self) -> dict[str, str]:
-        """The server of each role of the methods to run, by `method.role`."""
-        return {
-            f"{name}.{role}": getattr(settings, role)
-            for name, settings in self.chosen.items()
-            for role in type(settings).model_fields
-            if role == "server" or f"{role}_sampling" in type(settings).model_fields
-        }
+        """The server of each role of the methods to run, by `method.role`, numbered if a role has several."""
+        found = {}
+        for name, settings in self.chosen.items():
+            fields = type(settings).model_fields
+            for role in (role for role in fields if role == "server" or f"{role}_sampling" in fields):
+                given = getattr(settings, role)
+                several = given if isinstance(given, tuple) else (given,) if given else ()
+                for number, server in enumerate(several):
+                    found[f"{name}.{role}" + (f"[{number}]" if len(several) > 1 else "")] = server
+        return found
 
-    def check(self) -> None:
+    def check_together(self) -> None:
         for where, server in sorted(self.asked.items()):
             if server not in self.servers:
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")

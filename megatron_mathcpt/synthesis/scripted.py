@@ -30,7 +30,7 @@ _WRONG: dict[Language, str] = {"en": "{found} should be {right}", "zh": "{found}
 def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Callable[[str, Server], Client]:
     """Return a factory of clients for `config`'s servers; `variants` are returned as new problems."""
     tutorship = config.methods.tutorship_amplification
-    student = config.servers[tutorship.student].model if tutorship else None
+    students = {config.servers[name].model for name in tutorship.students} if tutorship else set()
     seeds = (seed for _, seed in read_seeds(check_seeds(config), SeedShard()))
     known = {problem.question: problem for problem in (*variants, *seeds)}
     new = {language: [one for one in variants if one.language == language] for language in _STEP}
@@ -46,7 +46,7 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
         if found.re is _GIVEN:
             expands = "<question_1>" in found[2]
             return _expand(problem, new[problem.language]) if expands else _diversify(problem)
-        return _attempt(problem) if model == student and _number(problem.question) % 2 else _solved(problem)
+        return _attempt(problem) if model in students and _number(problem.question) % 2 else _solved(problem)
 
     return lambda name, server: _ScriptedClient(name, server, reply)
 
