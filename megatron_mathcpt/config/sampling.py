@@ -16,6 +16,7 @@ class Sampling(Section):
     temperature: float = Field(ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(gt=0)
+    n: int = Field(default=1, gt=0)
 
 
 class Server(Section):

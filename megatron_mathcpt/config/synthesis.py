@@ -1,8 +1,8 @@
 """A synthesis run: seeds, servers, the four methods and their settings, verification, budget.
 
 What the study leaves open (arXiv 2501.14002: generator, student and teacher models, temperature, samples per
-question, layout of the text, treatment of refusals and of attempts that are already right, whether the teacher
-sees a reference or writes a check of each step) is a setting of its own.
+question, layout of the text, treatment of refusals and of attempts that are already right, whether the
+teacher sees a reference or checks each step in writing) is a setting of its own.
 """
 
 from typing import Literal
@@ -68,7 +68,7 @@ class QueryExpansion(Section):
 class RetrospectiveEnhancement(Section):
     """A later step inserted early, between two marks; needs no server. `mark` must be a single token.
 
-    After step i comes a step j > i + 1, or with `next_step` also j = i + 1, which the poster's "i < j" allows.
+    After step i comes a step j > i + 1, or with `next_step` also j = i + 1, as the poster's "i < j" allows.
     The `samples` of a seed are different detours; a seed that has fewer yields fewer.
     """
 
@@ -81,9 +81,9 @@ class TutorshipAmplification(Section):
     """A student attempts, a teacher judges and corrects.
 
     The student attempts until mathematics calls an attempt wrong, at most `attempts` times, and several
-    students take turns. An attempt that is right is dropped, or kept, with the teacher's check, as a record of
-    a confirmed solution. `check: steps` has the teacher judge each step before its verdict; `reference` shows
-    it the seed's answer or solution. The study names none of these choices (P*): its records of 1,164 tokens
+    students take turns. An attempt that is right is dropped, or kept, with the teacher's check, as a record
+    of a confirmed solution. `check: steps` has the teacher judge each step before its verdict; `reference`
+    shows it the seed's answer or solution. The study names none of these choices: its records of 1,164 tokens
     suggest a check in writing, its 0.85 records a seed several attempts or right ones kept (I).
     """
 
@@ -119,9 +119,9 @@ class Verification(Section):
     """Which doubts about a record drop it; those that do not are counted.
 
     A record with a wrong final answer is never kept, whatever the teacher's verdict. `disagreement`: teacher
-    and mathematics contradict each other; `ungraded`: the final answer cannot be compared. `equations`: a step
-    has a false equation between numbers; an attempt with one is wrong. `substitution`: the answer does not
-    satisfy the equations that the question asks to solve. None of them makes a record right.
+    and mathematics contradict each other; `ungraded`: the final answer cannot be compared. `equations`: a
+    step has a false equation between numbers; an attempt with one is wrong. `substitution`: the answer does
+    not satisfy the equations that the question asks to solve. None of them makes a record right.
     """
 
     disagreement: Literal["drop", "keep"]

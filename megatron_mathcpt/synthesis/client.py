@@ -49,7 +49,7 @@ def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, obj
     fields = {"model": server.model, "seed": request.seed, **sampling, **content}
     body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
     key = hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
-    lineage = {"key": key, "server": request.server, "model": server.model}
+    lineage = {"key": key, "server": request.server, "role": request.role, "model": server.model}
     rest = {"prompt_sha256": prompt.template_sha256, "sampling": sampling, "seed": request.seed}
     return body, lineage | rest
 

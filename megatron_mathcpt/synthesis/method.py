@@ -1,10 +1,11 @@
 """The interface of a synthesis method: requests out, replies in, one outcome at the end."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.base import Section
@@ -26,7 +27,12 @@ class ServerRequest(NamedTuple):
     prompt: Prompt
     sampling: Sampling
     seed: int  # differs between draws of the same prompt
+    role: str = "server"
     tags: tuple[str, ...] = ()  # that the reply must have; none of a student or solver
+
+    def repaired(self, reply: str, problem: str, language: str) -> Self:
+        """The same request continued: the malformed reply, and what is wrong with it."""
+        return self._replace(prompt=self.prompt.followed_by(reply, problem, language), role="repair")
 
 
 class Reply(NamedTuple):
@@ -73,14 +79,21 @@ class Case(NamedTuple):
         text = f"{self.config.seed}\0{self.seed.id}\0{purpose}\0{self.sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
-    def request(self, role: str = "", **values: str) -> ServerRequest:
-        """Build a request to the method's `server`, or to the server of a `role`, in the seed's language."""
+    def request(self, role: str = "", *, server: str = "", file: str = "", **values: str) -> ServerRequest:
+        """Build a request to the method's `server`, or to that of a `role`, in the seed's language.
+
+        `server` is the one of several of that role, `file` the prompt's name if it is not the role's.
+        """
         settings = self.settings(Section)
-        server = getattr(settings, role or "server")
+        server = server or getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
         name = f"{self.method}.{role}" if role else self.method
-        prompt = load_prompt(name, self.seed.language, self.config.prompts)(values)
-        return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"))
+        prompt = load_prompt(
+            f"{self.method}.{file}" if file else name, self.seed.language, self.config.prompts
+        )
+        return ServerRequest(
+            server, prompt(values), sampling, self.draw(f"{name} {server}"), role or "server"
+        )
 
 
 def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[Problem], int]:
@@ -106,10 +119,20 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The server's `claims` (correct or wrong) and the results of the math `checks`, under the same names."""
+    """The server's `claims` (correct or wrong) and the results of the math `checks`, under the same names.
+
+    `counts` are summed up over the outcomes of a method.
+    """
 
     claims: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Self, number: str) -> None:
+        """Add those of one of several attempts, their names followed by its `number`."""
+        self.claims.update({name + number: claim for name, claim in other.claims.items()})
+        self.checks.update({name + number: check for name, check in other.checks.items()})
+        self.counts.update(other.counts)
 
     @property
     def disagreement(self) -> bool:
@@ -127,7 +150,6 @@ class Outcome:
     detail: str = ""
     raw: str = ""
     verdicts: Verdicts = field(default_factory=Verdicts)
-    counts: dict[str, int] = field(default_factory=dict)  # summed up over the outcomes of a method
 
 
 Requests = tuple[ServerRequest, ...]

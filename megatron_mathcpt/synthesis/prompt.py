@@ -24,6 +24,15 @@ class Prompt(NamedTuple):
     messages: list[dict[str, str]]
     template_sha256: str
 
+    def followed_by(self, reply: str, problem: str, language: str) -> "Prompt":
+        return self._replace(
+            messages=[
+                *self.messages,
+                {"role": "assistant", "content": reply},
+                {"role": "user", "content": problem},
+            ]
+        )
+
     def as_text(self) -> str:
         """Plain text for servers without a chat template."""
         return "\n\n".join(message["content"] for message in self.messages) + "\n"

@@ -1,6 +1,6 @@
 """A scripted stub server in this process: a rehearsal of synthesis and verification without a model.
 
-It knows the seeds' solutions, and other problems to return as new ones. Its replies depend on the prompt
+It knows the seeds' solutions, and other problems to return as new ones. Its replies depend on the request
 alone. Half of the student's attempts have a wrong last step, which the teacher finds and corrects. The data
 has the format of synthesized data but is worth nothing as such: for rehearsals and tests only.
 """
@@ -35,18 +35,18 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
     known = {problem.question: problem for problem in (*variants, *seeds)}
     new = {language: [one for one in variants if one.language == language] for language in _STEP}
 
-    def reply(prompt: str, model: str) -> str:
+    def reply(prompt: str, model: str, seed: int) -> str:
         # In this order: only a teacher's prompt has an attempt, and only a solver's ends with its question.
         found = _ATTEMPT.search(prompt) or _GIVEN.search(prompt) or _QUESTION.search(prompt)
         problem = known.get(found[1]) if found else None
         if found is None or problem is None:
             raise DataError(f"scripted server: no reply is known to {prompt[:80]!r}")
         if found.re is _ATTEMPT:
-            return _correct(problem, found[2])
+            return _correct(problem, found[2], in_steps="<steps>" in prompt)
         if found.re is _GIVEN:
             expands = "<question_1>" in found[2]
             return _expand(problem, new[problem.language]) if expands else _diversify(problem)
-        return _attempt(problem) if model in students and _number(problem.question) % 2 else _solved(problem)
+        return _attempt(problem) if model in students and _number(f"{seed}{prompt}") % 2 else _solved(problem)
 
     return lambda name, server: _ScriptedClient(name, server, reply)
 
@@ -54,7 +54,7 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
 class _ScriptedClient(Client):
     """A client without key or network, whose exchanges are calls of `reply`."""
 
-    def __init__(self, name: str, server: Server, reply: Callable[[str, str], str]) -> None:
+    def __init__(self, name: str, server: Server, reply: Callable[[str, str, int], str]) -> None:
         super().__init__(name, server.model_copy(update={"key_variable": None}))
         self._reply = reply
 
@@ -64,7 +64,7 @@ class _ScriptedClient(Client):
     async def _exchange(self, url: str, body: bytes) -> tuple[Reply, float]:
         request = orjson.loads(body)
         prompt = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
-        text = self._reply(prompt, request["model"])
+        text = self._reply(prompt, request["model"], request.get("seed", 0))
         used = Reply(text, prompt_tokens=len(prompt) // 4, completion_tokens=len(text) // 4)
         return used._replace(model=request["model"]), 0
 
@@ -91,13 +91,18 @@ def _diversify(problem: Problem) -> str:
     return "\n".join(("<response>accept</response>", *tagged))
 
 
-def _correct(problem: Problem, attempt: str) -> str:
-    if attempt.strip() == _solved(problem):
-        return "<check>correct</check>"
-    right, found = problem.solution.splitlines()[-1], attempt.strip().splitlines()[-2]
+def _correct(problem: Problem, attempt: str, *, in_steps: bool) -> str:
+    lines = re.sub(r"^\d+: " if in_steps else r"\A", "", attempt.strip(), flags=re.MULTILINE).splitlines()
+    first = 0 if lines == _solved(problem).splitlines() else len(lines) - 1  # of the wrong steps
+    judged = (f"{n}: {'wrong' if first and n >= first else 'correct'}\n" for n in range(1, len(lines) + 1))
+    steps = f"<steps>\n{''.join(judged)}</steps>\n" if in_steps else ""
+    if not first:
+        return f"{steps}<check>correct</check>"
+    right, found = problem.solution.splitlines()[-1], lines[first - 1]
     reason = _WRONG[problem.language].format(found=found, right=right)
     correction = f"<correction>{_solved(problem, right)}</correction>"
-    return f"<check>wrong</check>\n<wrong_step>{reason}</wrong_step>\n{correction}"
+    number = f"{first}: " if in_steps else ""
+    return f"{steps}<check>wrong</check>\n<wrong_step>{number}{reason}</wrong_step>\n{correction}"
 
 
 def _solved(problem: Problem, solution: str | None = None, answer: str | None = None) -> str:

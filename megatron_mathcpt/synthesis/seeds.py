@@ -123,15 +123,17 @@ def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]
 def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:
     """Yield (file:line, JSON) of all records that are not blank; of an array or table, file:number."""
     for path in (path for given in seeds.paths for path in list_files(given, "seeds")):
-        number = 0
+        following = 1  # the number of the record that is being read
         try:
             for number, line in _lines(path):
+                following = number
                 if isinstance(line, DataError):
                     raise line
                 if line.strip():
                     yield f"{path}:{number}", line
+                following = number + 1
         except DataError as error:
-            raise DataError(f"{path}:{number + 1}: {error}") from error
+            raise DataError(f"{path}:{following}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:

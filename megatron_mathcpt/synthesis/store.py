@@ -180,6 +180,7 @@ def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]])
         "detail": outcome.detail,
         "raw": outcome.raw,
         **judged,
+        "counts": dict(verdicts.counts),
         "records": records,
     }
 

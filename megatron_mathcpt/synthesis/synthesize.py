@@ -35,6 +35,7 @@ from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, re
 from megatron_mathcpt.synthesis.store import Store, make_row
 
 KIND = "synthesis"
+_REPAIR = "requests to the repair"
 _LOG = get_logger(__name__)
 Connect = Callable[[str, Server], Client]
 
@@ -215,6 +216,11 @@ class _Run:
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
         row = make_row(step, case, made)
+        roles = Counter(f"requests to the {request['role']}" for request in made)
+        repaired = roles.pop(_REPAIR, 0)
+        row["counts"] |= roles | (
+            {"repair turns": repaired, "repaired": int(bool(step.records))} if repaired else {}
+        )
         row["requests"] = [str(request["key"]) for request in made]
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
@@ -251,7 +257,7 @@ class _Run:
     def write(self, method: str, folder: Path) -> JsonObject:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
         records = tokens = 0
-        ends, verdicts, capped = Counter[str](), Counter[str](), False
+        ends, verdicts, counts, capped = Counter[str](), Counter[str](), Counter[str](), False
         with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
             for seed, sample, added, row in self.outcomes(method):
                 # Never beyond the cap: methods with equal caps differ by less than one seed's records.
@@ -259,9 +265,10 @@ class _Run:
                     capped = True
                     break
                 tokens += added
+                counts.update(row.pop("counts"))
                 for name, check in row["checks"].items():
-                    claim = row["claims"].get(name, "-")
-                    verdicts[f"{name}: server {claim}, mathematics {check['verdict']}"] += 1
+                    claim, what = row["claims"].get(name, "-"), name.partition(" (")[0]  # of which attempt
+                    verdicts[f"{what}: server {claim}, mathematics {check['verdict']}"] += 1
                 ends[row["reason"] or "accepted"] += 1
                 if made := row.pop("records"):
                     records += len(made)
@@ -280,6 +287,7 @@ class _Run:
             "records": records,
             "tokens": tokens,
             "capped": capped,
+            "counts": dict(sorted(counts.items())),
             "verdicts": dict(sorted(verdicts.items())),  # pairs of a server's claim and the check's verdict
             "requests": requests,
             "prompt_tokens": prompt_tokens,
@@ -314,5 +322,6 @@ def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, 
             yield method, "cost of a record", f"{found['cost_per_record']:.6f}"
             yield method, "cost of 1,000 tokens", f"{1000 * found['cost_per_token']:.6f}"
         rejected = {f"rejected: {reason}": count for reason, count in found["rejected"].items()}
-        for what, count in (rejected | found["verdicts"] | found.get("unanswered", {})).items():
+        counted = rejected | found["verdicts"] | found.get("counts", {}) | found.get("unanswered", {})
+        for what, count in counted.items():
             yield method, what, f"{count:,}"

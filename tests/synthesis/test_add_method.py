@@ -66,9 +66,9 @@ def test_a_fifth_method_takes_two_files_and_a_prompt(trial: Trial, tmp_path: Pat
     edit(package / "config" / "synthesis.py", FIELD, FIELD + "    rewording: Rewording | None = None\n")
     # 2. Its prompt.
     (package / "synthesis" / "prompts" / "rewording.en.txt").write_text(PROMPT, encoding="utf-8")
-    # 3. synthesis/four_methods.py: a tag, the generator, its name.
+    # 3. synthesis/tags.py: its tags; synthesis/four_methods.py: the generator, its name.
     methods = package / "synthesis" / "four_methods.py"
-    edit(methods, "TAGS += [", 'TAGS += ["reworded", ')
+    edit(package / "synthesis" / "tags.py", "TAGS += [", 'TAGS += ["reworded", ')
     methods.write_text(methods.read_text(encoding="utf-8") + GENERATOR, encoding="utf-8")
 
     trial.server.model = reply_to
@@ -89,4 +89,4 @@ def test_a_fifth_method_takes_two_files_and_a_prompt(trial: Trial, tmp_path: Pat
     assert accepted[0]["question"] == "How much is 7 more than 2?"
     assert (accepted[0]["solution"], accepted[0]["answer"]) == ("2 + 7 = 9.", "9")
     reasons = [row["reason"] for row in rejected]
-    assert (reasons.count("wrong final answer"), reasons.count("malformed"), len(reasons)) == (4, 1, 5)
+    assert sorted(reasons) == ["malformed: <reworded> is not closed", *["wrong final answer"] * 4]

@@ -17,13 +17,14 @@ import pytest
 from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.errors import DataError, ServerError
+from megatron_mathcpt.formats.files import MAX_LINE_BYTES
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import method, synthesize
 from megatron_mathcpt.synthesis.client import _read_reply, _retry_after
-from megatron_mathcpt.synthesis.four_methods import OUR_TAG, make_record
 from megatron_mathcpt.synthesis.seeds import check_seeds
 from megatron_mathcpt.synthesis.store import Store, trace
+from megatron_mathcpt.synthesis.tags import OUR_TAG, make_record
 from tests.support.fake_server import ScriptedModel, completion_body, make_seeds
 from tests.support.synthesis_runs import FIRST_SHARD, METHOD, ROOT, Trial, outcome_seeds, read_outcomes
 
@@ -364,6 +365,11 @@ def test_a_long_seed_is_named(trial: Trial) -> None:
     long = Problem.model_validate(vars(second) | {"question": "x" * 2**20})
     with pytest.raises(DataError, match=r"seeds.jsonl:2: seed of over 1 MiB"):
         check_seeds(trial.config([first, long]))
+    config = trial.config([first, second])
+    with Path(config.seeds.paths[0]).open("ab") as file:
+        file.write(b'{"question": "' + b"x" * (MAX_LINE_BYTES + (1 << 24)) + b'"}\n')
+    with pytest.raises(DataError, match=r"seeds.jsonl:3: line longer than 32 MiB"):
+        check_seeds(config)
 
 
 def test_two_starts_at_once_end_in_one_run_or_one_line(trial: Trial) -> None:

@@ -250,9 +250,10 @@ def test_all_four_methods_yield_records_that_are_right(trial: Trial) -> None:
     assert len(records["response_diversification"]) > 0.9 * count
     assert len(records["query_expansion"]) > 1.5 * count  # two of each seed
     assert {r.language for r in records["query_expansion"]} == {"en", "zh"}
-    assert 0.3 * count < len(records["tutorship_amplification"]) < 0.7 * count
-    several = sum(len(seed.solution.splitlines()) > 2 for seed in seeds.values())
-    assert len(records["retrospective_enhancement"]) == 2 * several
+    # Each of four attempts is wrong with probability one half: 15 of 16 seeds have a wrong one.
+    assert 0.85 * count < len(records["tutorship_amplification"]) <= count
+    steps = [len(seed.solution.splitlines()) for seed in seeds.values()]
+    assert len(records["retrospective_enhancement"]) == sum(min(2, n * (n - 1) // 2) for n in steps)
     assert all(record.solution.count("<back>") == 2 for record in records["retrospective_enhancement"])
     for record in records["tutorship_amplification"]:
         attempt = extract_answer(record.solution.splitlines()[-1], record.language)

@@ -1,0 +1,152 @@
+"""Replies in tags: how they are read, asked for once more, and written as the solution of a record.
+
+A model writes the tags of the prompt with more around them: a sentence before and after, a code fence, bold,
+attributes, other cases. All that is passed over. What is between the tags must be whole: each tag of the form
+once, in order, closed, not empty, none within another; anything else is `malformed: ` and why.
+
+Only the server's own text is parsed: a seed or a student's attempt that contains one of our tags is rejected
+before it is sent, so none of its text can pass for a verdict.
+"""
+
+import re
+from collections.abc import Callable, Generator, Iterable
+from typing import TypeVar
+
+from megatron_mathcpt.records import Language, Problem, problem_steps
+from megatron_mathcpt.synthesis.method import Case, Rejected, Reply, Requests, ServerRequest
+
+TAGS = ["response", "statement", "question_1", "solution_1", "question_2", "solution_2", "solution_3"]
+TAGS += ["steps", "check", "wrong_step", "correction"]  # of all methods' replies
+MALFORMED = "malformed: "
+# Put before a tag's content where a record is prose; of a check only its verdict is written, in these words.
+_LEADS: dict[str, dict[Language, str]] = {
+    "solution_2": {"en": "First way: ", "zh": "解法一："},
+    "solution_3": {"en": "Second way: ", "zh": "解法二："},
+    "wrong_step": {"en": "The first wrong step: ", "zh": "第一个错误的步骤："},
+    "correction": {"en": "Correction: ", "zh": "更正："},
+    "steps": {"en": "Let me check each step.\n", "zh": "逐步检查。\n"},
+    "correct": {"en": "Let me check this. It is right.", "zh": "检查一下，这个解答正确。"},
+    "wrong": {"en": "Let me check this. It is wrong.", "zh": "检查一下，这个解答有误。"},
+    "steps correct": {"en": "All steps are right.", "zh": "所有步骤都正确。"},
+    "steps wrong": {"en": "So the solution is wrong.", "zh": "所以这个解答有误。"},
+}
+# Any spelling of them, as a model that reads `< / Check >` may take it for the tag.
+OUR_TAG = re.compile(
+    rf"(?:<|&lt;|＜)\s*(?P<end>[/\\]\s*)?(?P<name>{'|'.join(TAGS)})\b[^<>]{{0,80}}?(?:>|&gt;|＞)",
+    re.IGNORECASE,
+)
+_IN_MARKS = re.compile(rf"(?P<mark>\*\*|__|`)({OUR_TAG.pattern})(?P=mark)", re.IGNORECASE)
+_FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|(\*\*|__)\n(.*)\n\2", re.DOTALL)  # around all of a content
+_NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
+_VERDICTS = {
+    "accept": r"accept(?:ed)?\b|接受|通过",
+    "refuse": r"refused?\b|reject(?:ed)?\b|拒绝|不接受",
+    "correct": r"correct\b|right\b|正确",
+    "wrong": r"wrong\b|incorrect\b|错误|不正确|有误",
+}
+_OTHERWISE = re.compile(r"\W{0,4}(?:or\b|或)|\s?[/|]", re.IGNORECASE)  # the form itself: correct or wrong
+_AFTER_VERDICT = re.compile(r"^[\s,:;.，：。；*]*(?:[–—-]\s+)?")
+_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是).*", re.DOTALL)  # of a last line
+Content = TypeVar("Content")
+
+
+def reject_tags(what: str, text: str) -> None:
+    """Raise `Rejected` if `text`, written by others, contains one of our tags."""
+    if tag := OUR_TAG.search(text):
+        raise Rejected(f"{what} imitates our tags", tag.group(), text)
+
+
+def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the content of each tag; raise `Rejected` with what was expected if `text` is malformed."""
+    tags = _all_tags(text)
+    for name in names:
+        if name not in tags:
+            raise Rejected(f"{MALFORMED}no <{name}>", text[:60], text)
+        if not tags[name]:
+            raise Rejected(f"{MALFORMED}<{name}> is empty", raw=text)
+    # A model may fill in what its verdict leaves out, with nothing.
+    if more := next((tag for tag in tags if tag not in names and not _NOTHING.fullmatch(tags[tag])), None):
+        raise Rejected(f"{MALFORMED}unexpected <{more}>", raw=text)
+    if [tag for tag in tags if tag in names] != [*names]:
+        raise Rejected(f"{MALFORMED}tags out of order", raw=text)
+    return {name: tags[name] for name in names}
+
+
+def _all_tags(text: str) -> dict[str, str]:
+    plain, tags, opened, begin = _IN_MARKS.sub(r"\2", text), dict[str, str](), "", 0
+    for found in OUR_TAG.finditer(plain):
+        name, ends = found["name"].lower(), found["end"]
+        if (name != opened) if ends else opened:
+            raise Rejected(
+                f"{MALFORMED}<{opened or name}> is not {'closed' if opened else 'opened'}", raw=text
+            )
+        if ends:
+            content = plain[begin : found.start()].strip()
+            fence = _FENCED.fullmatch(content)
+            tags[name] = ((fence[1] or fence[3] or "") if fence else content).strip()
+        elif name in tags:
+            raise Rejected(f"{MALFORMED}<{name}> twice", raw=text)
+        opened, begin = "" if ends else name, found.end()
+    if opened:
+        raise Rejected(f"{MALFORMED}<{opened}> is not closed", raw=text)
+    return tags
+
+
+def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
+    """Return which of the `allowed` verdicts tag `name` begins with; a reason may follow it."""
+    tags = _all_tags(text)
+    if name not in tags:
+        raise Rejected(f"{MALFORMED}no <{name}>", text[:60], text)
+    if found := verdict_of(tags[name], allowed):
+        return found[0]
+    raise Rejected(f"{MALFORMED}no verdict in <{name}>", f"expected {' or '.join(allowed)}", text)
+
+
+def verdict_of(text: str, allowed: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the verdict that `text` begins with, in any of its words, and what follows it; or None."""
+    begin = len(text) - len(text.lstrip(" *_`\n\t"))
+    for verdict in allowed:
+        found = re.compile(_VERDICTS[verdict], re.IGNORECASE).match(text, begin)
+        if found and not _OTHERWISE.match(text, found.end()):
+            return verdict, _AFTER_VERDICT.sub("", text[found.end() :]).strip()
+    return None
+
+
+def ask(
+    case: Case, request: ServerRequest, read: Callable[[str], Content]
+) -> Generator[Requests, tuple[Reply, ...], tuple[Content, str]]:
+    """Send `request`; return what `read` makes of the reply's text, and the text.
+
+    A reply that is malformed is asked for again, with what is wrong with it, if the config has a repair turn.
+    """
+    for _ in range(case.config.repair_turns):
+        (reply,) = yield (request,)
+        text = reply.usable_text()
+        try:
+            return read(text), text
+        except Rejected as rejected:
+            if not (reason := rejected.outcome.reason or "").startswith(MALFORMED):
+                raise
+        request = request.repaired(text, reason.removeprefix(MALFORMED), case.seed.language)
+    (reply,) = yield (request,)
+    text = reply.usable_text()
+    return read(text), text
+
+
+def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: object) -> Problem:
+    """Return the seed with the parts, (tag, text) in order, as its solution; it gets its id when stored."""
+    seed, lines, given = case.seed, [], dict(parts)
+    for tag, text in given.items():
+        if layout == "tags":
+            lines.append(text if tag == "attempt" else f"<{tag}>{text}</{tag}>")
+        elif tag == "check":
+            lines.append(_LEADS[f"steps {text}" if "steps" in given else text][seed.language])
+        elif tag != "response":  # `accept` is for us, not for a reader
+            lines.append(_LEADS.get(tag, {}).get(seed.language, "") + text)
+    solution = "\n".join(lines)
+    if layout == "prose":
+        # The final answer is written once, where the record becomes text (records.cpt_text).
+        start = solution.rfind("\n") + 1
+        solution = (solution[:start] + _FINAL_ANSWER.sub("", solution[start:])).rstrip() or solution
+    # The steps are those of the seed's problem: what was asked, however it is answered here.
+    return seed.model_copy(update={"solution": solution, "steps": problem_steps(seed), **changed})

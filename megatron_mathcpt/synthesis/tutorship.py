@@ -1,0 +1,225 @@
+"""Tutorship amplification: a student attempts, a teacher judges, and corrects from the first wrong step on.
+
+The student attempts until mathematics calls an attempt wrong (a wrong final answer, or a false equation in a
+step), at most `attempts` times. The teacher's verdict and its first wrong step are compared with mathematics.
+"""
+
+import re
+from collections.abc import Generator
+from dataclasses import replace
+from typing import NamedTuple
+
+from megatron_mathcpt.answers.equations import first_false_step
+from megatron_mathcpt.answers.grader import Status
+from megatron_mathcpt.config.synthesis import TutorshipAmplification
+from megatron_mathcpt.records import Language, Problem
+from megatron_mathcpt.synthesis import tags
+from megatron_mathcpt.synthesis.method import (
+    Case,
+    Check,
+    Conversation,
+    Outcome,
+    Rejected,
+    Reply,
+    Requests,
+    ServerRequest,
+    Verdicts,
+)
+from megatron_mathcpt.synthesis.verification import (
+    check_answer,
+    doubt,
+    most_similar_step,
+    reject_wrong_answers,
+    split_steps,
+)
+
+_CLAIMS = ("correct", "wrong")
+_NUMBER = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W", re.IGNORECASE)  # at the start of a line
+_JUDGED: dict[str, dict[Language, str]] = {
+    "correct": {"en": "Step {number} is right. {why}", "zh": "第{number}步正确。{why}"},
+    "wrong": {"en": "Step {number} is wrong. {why}", "zh": "第{number}步有误。{why}"},
+}
+_STEP: dict[Language, str] = {"en": "step {number}: {why}", "zh": "第{number}步：{why}"}
+_REFERENCE = re.compile(
+    r"\b(?:reference|provided) (?:answer|solution)\b|参考(?:答案|解答)|标准答案", re.IGNORECASE
+)
+
+
+class _Attempt(NamedTuple):
+    text: str
+    steps: tuple[str, ...]
+    answer: Check  # of its final answer
+    false_step: int | None  # the first with a false equation, from 1
+    false_equation: str
+
+    @property
+    def check(self) -> Check:
+        """Wrong for a false equation, too, where the final answer is not."""
+        if self.false_step is None or self.answer.verdict == "wrong":
+            return self.answer
+        return self.answer._replace(verdict="wrong", reason=self.why_false)
+
+    @property
+    def why_false(self) -> str:
+        return f"step {self.false_step} has a false equation: {self.false_equation}"
+
+
+class _Judgement(NamedTuple):
+    claim: str
+    wrong_step: int | None  # from 1, where the steps are judged one by one
+    parts: dict[str, str]  # of the record, by tag
+
+
+def amplify(case: Case) -> Conversation:
+    """Attempt, verdict and, if the attempt is wrong, correction, as one solution; right ones if kept, too."""
+    settings, rules = case.settings(TutorshipAmplification), case.config.verification
+    tags.reject_tags(
+        "seed", f"{case.seed.question}\n{case.seed.solution if settings.reference == 'solution' else ''}"
+    )
+    found, records, seen = Verdicts(), list[Problem](), set[str]()
+    waiting, last = list[Reply](), Rejected("empty attempt")
+    for number in range(settings.attempts):
+        if not waiting:
+            (reply,) = yield (_student_request(case, number),)
+            waiting = [reply, *reply.others]
+        one, stop = Verdicts(), False
+        try:
+            attempt = _read_attempt(case, waiting.pop(0))
+            one.checks["attempt"], stop = attempt.check, attempt.check.verdict == "wrong"
+            one.counts[f"attempts {attempt.check.verdict}"] += 1
+            if attempt.text in seen:
+                continue
+            seen.add(attempt.text)
+            # Right by mathematics, and dropped whatever the teacher says: it need not be paid for.
+            if attempt.check.verdict == "correct" and settings.right_attempts == rules.disagreement == "drop":
+                raise Rejected("attempt already right")
+            records.append((yield from _judge(case, attempt, one)))
+            stop = one.claims["attempt"] == "wrong"
+        except Rejected as rejected:
+            last = rejected
+        finally:
+            found.add(one, "" if number == 0 else f" ({number + 1})")
+        if stop:
+            break
+    if not records:
+        last.outcome = replace(last.outcome, verdicts=found)
+        raise last
+    return Outcome(tuple(records), verdicts=found)
+
+
+def _student_request(case: Case, number: int) -> ServerRequest:
+    settings = case.settings(TutorshipAmplification)
+    # Numbered over all draws of this seed, so that no two attempts have the same sampling seed.
+    draw = case.sample * settings.attempts + number
+    student = settings.students[draw % len(settings.students)]
+    return case._replace(sample=draw).request("student", server=student, question=case.seed.question)
+
+
+def _read_attempt(case: Case, reply: Reply) -> _Attempt:
+    text = reply.usable_text().strip()
+    tags.reject_tags("attempt", text)
+    if not text:
+        raise Rejected("empty attempt")
+    spans, check = split_steps(text), check_answer(case.seed, text)
+    steps = tuple(text[begin:end].strip() for begin, end in spans)
+    false = first_false_step(text, spans) if case.config.verification.equations == "drop" else None
+    return _Attempt(text, steps, check, *((false[0] + 1, false[1]) if false else (None, "")))
+
+
+def _judge(
+    case: Case, attempt: _Attempt, verdicts: Verdicts
+) -> Generator[Requests, tuple[Reply, ...], Problem]:
+    """Ask the teacher; return the record, or raise `Rejected`."""
+    settings, seed, rules = case.settings(TutorshipAmplification), case.seed, case.config.verification
+    read, text = yield from tags.ask(
+        case, _teacher_request(case, attempt), lambda reply: _read_judgement(case, reply, len(attempt.steps))
+    )
+    verdicts.claims["attempt"], parts = read.claim, {"attempt": attempt.text} | read.parts
+    if settings.reference != "none" and (mention := _REFERENCE.search("\n".join(read.parts.values()))):
+        raise Rejected("teacher mentions the reference", mention[0], text)
+    solution = read.parts.get("correction", attempt.text)
+    if read.claim == "wrong":
+        verdicts.checks["correction"] = check_answer(seed, solution)
+    if read.claim == "correct" and attempt.check != attempt.answer:
+        raise Rejected("false equation in a step", attempt.why_false, text)
+    reject_wrong_answers(case, verdicts, text)
+    if read.claim == "correct" and settings.right_attempts == "drop":
+        raise Rejected("attempt already right")
+    if read.claim == "wrong":
+        _compare(attempt, read, verdicts)
+        if verdicts.disagreement and rules.disagreement == "drop":
+            raise Rejected("teacher and mathematics disagree", raw=text)
+    if reason := doubt(case, verdicts, seed.question, seed.answer, solution):
+        raise Rejected(reason, raw=text)
+    return tags.make_record(case, settings.layout, parts.items())
+
+
+def _teacher_request(case: Case, attempt: _Attempt) -> ServerRequest:
+    settings, seed = case.settings(TutorshipAmplification), case.seed
+    first = ("steps", "check") if settings.check == "steps" else ("check",)
+    values = {"question": seed.question, "attempt": attempt.text}
+    values["steps"] = "\n".join(f"{number}: {step}" for number, step in enumerate(attempt.steps, 1))
+    file = "teacher_steps" if settings.check == "steps" else "teacher"
+    request = case.request("teacher", file=file, **values)
+    return request._replace(tags=(*first, "wrong_step", "correction"))
+
+
+def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
+    """Read the teacher's reply on an attempt of `count` steps."""
+    settings = case.settings(TutorshipAmplification)
+    claim = tags.read_verdict(text, "check", _CLAIMS)
+    first = ("steps",) if settings.check == "steps" else ()
+    parts = tags.read_tags(
+        text, (*first, "check", *(("wrong_step", "correction") if claim == "wrong" else ()))
+    )
+    parts["check"] = claim
+    if not first:
+        return _Judgement(claim, None, parts)
+    judged = _read_steps(parts["steps"], text)
+    wrong = next((number for number, (verdict, _) in enumerate(judged, 1) if verdict == "wrong"), None)
+    named = _NUMBER.match(parts.get("wrong_step", ""))
+    if len(judged) > count or (claim == "correct" and len(judged) < count):
+        raise Rejected(
+            f"{tags.MALFORMED}not one judgement for each of the steps", f"{len(judged)} of {count}", text
+        )
+    if (wrong is None) != (claim == "correct") or (named and int(named[1]) != wrong):
+        raise Rejected("verdict contradicts its steps", f"{claim}, first wrong step: {wrong}", text)
+    if settings.layout == "prose":
+        parts["steps"] = "\n".join(
+            _JUDGED[verdict][case.seed.language].format(number=number, why=why).strip()
+            for number, (verdict, why) in enumerate(judged[:wrong], 1)
+        )
+        if wrong:
+            why = parts["wrong_step"][named.end() if named else 0 :].strip()
+            parts["wrong_step"] = _STEP[case.seed.language].format(number=wrong, why=why)
+    return _Judgement(claim, wrong, parts)
+
+
+def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
+    """Return (verdict, reason) of each step: `1: correct, why`, or `1: why: correct`."""
+    judged: list[tuple[str, str]] = []
+    for line in filter(str.strip, text.splitlines()):
+        number = _NUMBER.match(line)
+        rest = line[number.end() :].strip(" *") if number and int(number[1]) == len(judged) + 1 else ""
+        head, _, tail = rest.rpartition(": ")
+        if found := tags.verdict_of(rest, _CLAIMS):
+            judged.append(found)
+        elif found := tags.verdict_of(tail, _CLAIMS):
+            judged.append((found[0], head))
+        elif judged:  # a reason of several lines
+            judged[-1] = judged[-1][0], f"{judged[-1][1]} {line.strip()}".strip()
+        else:
+            raise Rejected(f"{tags.MALFORMED}steps are not judged one by one", line[:60], raw)
+    return judged
+
+
+def _compare(attempt: _Attempt, read: _Judgement, verdicts: Verdicts) -> None:
+    """Compare the first wrong step with the first that has a false equation."""
+    number = read.wrong_step or most_similar_step(read.parts["wrong_step"], attempt.steps)
+    if number is None or attempt.false_step is None:
+        return
+    early = number <= attempt.false_step  # what is wrong before need not be an equation
+    # Where the teacher quotes the step instead of numbering it, we may have found another.
+    verdict: Status = "correct" if early else "wrong" if read.wrong_step else "ungraded"
+    verdicts.claims["wrong step"] = "correct"
+    verdicts.checks["wrong step"] = Check(str(number), verdict, attempt.why_false)

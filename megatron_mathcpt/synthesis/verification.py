@@ -1,0 +1,86 @@
+"""Checks of a reply by mathematics and by likeness: the final answer, equations in steps, substitution.
+
+Final answers are compared mathematically with the seed's. The server's own verdict is recorded next to the
+result of that check (`Verdicts`); it never makes a record of an answer that the check calls wrong. The other
+checks are further voices: they can make a record doubtful, which the config drops or counts, but none right.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import chain, combinations, pairwise
+
+from megatron_mathcpt.answers import extract_answer, grade
+from megatron_mathcpt.answers.equations import false_equations
+from megatron_mathcpt.answers.operations import operation_similarity
+from megatron_mathcpt.answers.substitution import satisfies
+from megatron_mathcpt.records import Problem
+from megatron_mathcpt.synthesis.method import Case, Check, Rejected, Verdicts
+
+_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+_LINE_END = re.compile(r"\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
+
+
+def check_answer(seed: Problem, text: str) -> Check:
+    found = extract_answer(text, seed.language).text
+    if not found:
+        return Check("", "wrong", "no final answer")
+    verdict = grade(seed.answer, found)
+    return Check(found[:200], verdict.status, verdict.reason)
+
+
+def reject_wrong_answers(case: Case, verdicts: Verdicts, raw: str) -> None:
+    """Raise `Rejected` for a wrong final answer, or an ungraded one if those are dropped."""
+    reasons = {"wrong": "wrong final answer"}
+    if case.config.verification.ungraded == "drop":
+        reasons["ungraded"] = "answer not gradable"
+    for name, check in verdicts.checks.items():
+        # What the server itself calls wrong, such as a student's attempt, is expected to be wrong.
+        if check.verdict in reasons and verdicts.claims.get(name) != "wrong":
+            raise Rejected(reasons[check.verdict], f"{name}: {check.reason}", raw, verdicts)
+
+
+def doubt(case: Case, verdicts: Verdicts, question: str, answer: str, *solutions: str) -> str | None:
+    """Count what else speaks against a right answer; return the reason if it is one to drop the record."""
+    rules, found = case.config.verification, list[str]()
+    if any(map(false_equations, solutions)):
+        verdicts.counts["solutions with a false equation"] += 1
+        found += ["false equation in a step"] if rules.equations == "drop" else []
+    substituted = satisfies(question, answer)
+    if substituted != "ungraded":
+        verdicts.counts[
+            f"answers that {'satisfy' if substituted == 'correct' else 'contradict'} the equations"
+        ] += 1
+    if substituted == "wrong" and rules.substitution == "drop":
+        found.append("answer contradicts the equations")
+    return next(iter(found), None)
+
+
+def any_similar(texts: Iterable[str], maximum: float) -> bool:
+    """Whether the words of any two of the texts are more similar than `maximum`, from 0 to 1."""
+    # Jaccard similarity of the adjacent pairs of words, numbers and signs (Chinese: characters).
+    return any(_likeness(first, second) > maximum for first, second in combinations(texts, 2))
+
+
+def _likeness(first: str, second: str) -> float:
+    a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
+    return len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
+
+
+def operations_alike(texts: Iterable[str]) -> float:
+    """The largest similarity of the operations of any two of the texts; 0 where none are found."""
+    return max((operation_similarity(*pair) or 0.0 for pair in combinations(texts, 2)), default=0.0)
+
+
+def split_steps(text: str) -> list[tuple[int, int]]:
+    """Return begin and end of each step: the lines, or the sentences of a one-line solution."""
+    pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
+    edges = [0, *chain.from_iterable(found.span() for found in pattern.finditer(text)), len(text)]
+    return [step for step in zip(edges[::2], edges[1::2], strict=True) if text[slice(*step)].strip()]
+
+
+def most_similar_step(quoted: str, steps: Sequence[str]) -> int | None:
+    """Return the number, from 1, of the step that has most of the words of `quoted`; None if none has any."""
+    words = set(_WORDS.findall(quoted.lower()))
+    shared = [len(words & set(_WORDS.findall(step.lower()))) / (len(step) + 1) ** 0.5 for step in steps]
+    return 1 + shared.index(max(shared)) if any(shared) else None
