@@ -5,14 +5,14 @@ question, layout of the text, treatment of refusals and of attempts that are alr
 here if it decides the result; `layout` and `right_attempts` make the choice explicit.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.select import Select
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import Language, Problem
 
 Layout = Literal["prose", "tags"]
 
@@ -138,7 +138,11 @@ class Seeds(Section):
 
 
 class SynthesisConfig(Section):
-    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes."""
+    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes.
+
+    `prompts` is a folder of prompt files in place of the package's of the same name. `examples` are worked
+    examples for prompts, by METHOD or METHOD.ROLE: the prompt's variables, `reply`, and `language` if not en.
+    """
 
     name: str = Field(min_length=1)
     seed: int
@@ -149,6 +153,7 @@ class SynthesisConfig(Section):
     budget: Budget = Budget()
     tokenizer: str | None = None
     prompts: str | None = None
+    examples: dict[str, tuple[dict[str, str], ...]] = Field(default_factory=dict)
     concurrency: int = Field(default=512, gt=0)
     progress_seconds: float = Field(default=10, gt=0)
 
@@ -173,3 +178,10 @@ class SynthesisConfig(Section):
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
             raise ValueError("methods: none given; give at least one of the four")
+        for name, examples in self.examples.items():
+            for number, one in enumerate(examples):
+                where, language = f"examples.{name}.{number}", one.get("language", "en")
+                if not one.get("reply", "").strip():
+                    raise ValueError(f"{where}.reply: missing; give the reply to the example")
+                if language not in get_args(Language):
+                    raise ValueError(f"{where}.language: '{language}' is neither of {get_args(Language)}")

@@ -13,7 +13,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text
-from megatron_mathcpt.synthesis.prompt import Prompt, load_prompt
+from megatron_mathcpt.synthesis.prompt import Prompt, prompt_name, render_prompt
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected reply that are stored for inspection
@@ -74,12 +74,18 @@ class Case(NamedTuple):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def request(self, role: str = "", **values: str) -> ServerRequest:
-        """Build a request to the method's `server`, or to the server of a `role`, in the seed's language."""
-        settings = self.settings(Section)
+        """Build a request to the method's `server`, or to the server of a `role`, in the seed's language.
+
+        The prompt can use the seed's question, solution and answer, and `values`.
+        """
+        settings, own = (
+            self.settings(Section),
+            self.seed.model_dump(include={"question", "solution", "answer"}),
+        )
         server = getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
-        name = f"{self.method}.{role}" if role else self.method
-        prompt = load_prompt(name, self.seed.language, self.config.prompts)(values)
+        name = prompt_name(self.method, role, settings)
+        prompt = render_prompt(self.config, name, self.seed.language, own | values)
         return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"))
 
 
