@@ -167,7 +167,7 @@ def synthesize(
     *,
     out: Annotated[Path, Option(help="folder of the shards")],
     shard: Annotated[str, Option(help="INDEX/COUNT: this part of the seeds, from 0")] = "0/1",
-    preview: Annotated[bool, Option("--preview", help="show the first prompts; send nothing")] = False,
+    preview: Annotated[bool, Option("--preview", help="show the prompt of each role; send nothing")] = False,
     scripted: Annotated[bool, Option("--scripted", help="rehearse with a stub server")] = False,
     accept_model: Annotated[bool, Option("--accept-model", help="the served model may differ")] = False,
     serve: Annotated[

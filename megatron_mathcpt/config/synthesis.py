@@ -5,14 +5,14 @@ question, layout of the text, treatment of refusals and of attempts that are alr
 teacher sees a reference or checks each step in writing) is a setting of its own.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.select import Select
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import Language, Problem
 
 Layout = Literal["prose", "tags"]
 
@@ -102,6 +102,11 @@ class TutorshipAmplification(Section):
     def students(self) -> tuple[str, ...]:
         return (self.student,) if isinstance(self.student, str) else self.student
 
+    @property
+    def teacher_form(self) -> str:
+        """The teacher's prompt file."""
+        return "teacher_steps" if self.check == "steps" else "teacher"
+
 
 Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | TutorshipAmplification
 
@@ -177,7 +182,9 @@ class SynthesisConfig(Section):
 
     With a repair turn, a server whose reply is malformed is asked once more, with what was wrong. What a
     thinking model writes before its reply is never part of a solution; `reasoning: keep` stores it as
-    `extra.reasoning` of the records.
+    `extra.reasoning` of the records. `prompts` is a folder of prompt files in place of the package's of the
+    same name. `examples` are worked examples for prompts, by METHOD or METHOD.ROLE: the prompt's variables,
+    `reply`, and `language` if not en.
     """
 
     name: str = Field(min_length=1)
@@ -191,6 +198,7 @@ class SynthesisConfig(Section):
     prompts: str | None = None
     repair_turns: int = Field(default=0, ge=0, le=1)
     reasoning: Literal["drop", "keep"] = "drop"
+    examples: dict[str, tuple[dict[str, str], ...]] = Field(default_factory=dict)
     concurrency: int = Field(default=512, gt=0)
     progress_seconds: float = Field(default=10, gt=0)
 
@@ -201,7 +209,7 @@ class SynthesisConfig(Section):
 
     @property
     def asked(self) -> dict[str, str]:
-        """The server of each role of the methods to run, by `method.role`, numbered if a role has several."""
+        """The servers of the methods to run, by `method.role`, or `method.role.number` of several."""
         found = {}
         for name, settings in self.chosen.items():
             fields = type(settings).model_fields
@@ -209,7 +217,7 @@ class SynthesisConfig(Section):
                 given = getattr(settings, role)
                 several = given if isinstance(given, tuple) else (given,) if given else ()
                 for number, server in enumerate(several):
-                    found[f"{name}.{role}" + (f"[{number}]" if len(several) > 1 else "")] = server
+                    found[f"{name}.{role}" + (f".{number}" if len(several) > 1 else "")] = server
         return found
 
     def check_together(self) -> None:
@@ -218,3 +226,10 @@ class SynthesisConfig(Section):
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
             raise ValueError("methods: none given; give at least one of the four")
+        for name, examples in self.examples.items():
+            for number, one in enumerate(examples):
+                where, language = f"examples.{name}.{number}", one.get("language", "en")
+                if not one.get("reply", "").strip():
+                    raise ValueError(f"{where}.reply: missing; give the reply to the example")
+                if language not in get_args(Language):
+                    raise ValueError(f"{where}.language: '{language}' is neither of {get_args(Language)}")

@@ -49,7 +49,7 @@ def diversify(case: Case) -> Conversation:
         return read_tags(text, names)
 
     names = ("response", "solution_2", "solution_3")
-    request = case.request(question=seed.question, solution=seed.solution)
+    request = case.request()
     tags, text = yield from ask(case, request._replace(tags=names), read)
     solutions = {name: tags[name] for name in names[1:]}
     checks = {name: check_answer(seed, solution) for name, solution in solutions.items()}
@@ -78,7 +78,7 @@ def expand(case: Case) -> Conversation:
         return read_tags(text, names), read_verdict(text, "check", _VERDICTS)
 
     names = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
-    request = case.request(question=seed.question, solution=seed.solution, difficulty=settings.difficulty)
+    request = case.request()
     (tags, verdict), text = yield from ask(case, request._replace(tags=names), read)
     alone = settings.filter == "check"
     if verdict == "refuse" and (alone or case.config.verification.disagreement == "drop"):

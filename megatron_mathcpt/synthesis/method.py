@@ -14,7 +14,7 @@ from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.records import Problem, cpt_text
-from megatron_mathcpt.synthesis.prompt import Prompt, load_prompt
+from megatron_mathcpt.synthesis.prompt import Prompt, prompt_name, render_prompt
 
 BYTES_A_TOKEN = 4  # an estimate, where a server reports no usage and no tokenizer is given
 MAXIMUM_RAW_CHARACTERS = 20_000  # of a rejected reply that are stored for inspection
@@ -30,9 +30,10 @@ class ServerRequest(NamedTuple):
     role: str = "server"
     tags: tuple[str, ...] = ()  # that the reply must have; none of a student or solver
 
-    def repaired(self, reply: str, problem: str, language: str) -> Self:
+    def repaired(self, reply: str, problem: str, case: "Case") -> Self:
         """The same request continued: the malformed reply, and what is wrong with it."""
-        return self._replace(prompt=self.prompt.followed_by(reply, problem, language), role="repair")
+        prompt = self.prompt.followed_by(reply, problem, case.seed.language, case.config.prompts)
+        return self._replace(prompt=prompt, role="repair")
 
 
 class Reply(NamedTuple):
@@ -79,21 +80,18 @@ class Case(NamedTuple):
         text = f"{self.config.seed}\0{self.seed.id}\0{purpose}\0{self.sample}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
-    def request(self, role: str = "", *, server: str = "", file: str = "", **values: str) -> ServerRequest:
-        """Build a request to the method's `server`, or to that of a `role`, in the seed's language.
+    def request(self, role: str = "", server: str = "", **values: str) -> ServerRequest:
+        """Build a request to the method's `server`, or to (one of) those of a `role`, in the seed's language.
 
-        `server` is the one of several of that role, `file` the prompt's name if it is not the role's.
+        The prompt can use the seed's question, solution and answer, and `values`.
         """
-        settings = self.settings(Section)
+        settings, seed = self.settings(Section), self.seed
+        own = {"question": seed.question, "solution": seed.solution, "answer": seed.answer}
         server = server or getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
-        name = f"{self.method}.{role}" if role else self.method
-        prompt = load_prompt(
-            f"{self.method}.{file}" if file else name, self.seed.language, self.config.prompts
-        )
-        return ServerRequest(
-            server, prompt(values), sampling, self.draw(f"{name} {server}"), role or "server"
-        )
+        name = prompt_name(self.method, role, settings)
+        prompt = render_prompt(self.config, name, self.seed.language, own | values)
+        return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"), role or "server")
 
 
 def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[Problem], int]:

@@ -27,10 +27,11 @@ from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.log import get_logger, progress
-from megatron_mathcpt.records import JsonObject
+from megatron_mathcpt.records import JsonObject, response_text
 from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
+from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import Store, make_row
 
@@ -89,11 +90,13 @@ class _Run:
     def __init__(self, config: SynthesisConfig, out: Path, shard: SeedShard) -> None:
         self.config, self.shard = config, shard
         self.folder = out / f"shard-{shard.number:05d}-of-{shard.count:05d}"
+        prompts = check_prompts(config)
         self.found = check_seeds(config)  # the seeds of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
         served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
         self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": served}
+        self.recorded["prompts"] = prompts  # their text, wherever it is read
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.stopped: str | None = None
         self.unanswered = {name: Counter[str]() for name in config.chosen}
@@ -121,11 +124,9 @@ class _Run:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Load the tokenizer, log the first prompts and open the store, before any of the methods below."""
+        """Load the tokenizer and open the store, before any of the methods below."""
         local = self.config.methods.retrospective_enhancement
         self.count_tokens = token_counter(self.config.tokenizer, local.mark if local else None)
-        for name, prompt in first_prompts(self.config, self.found).items():
-            _LOG.info("first prompt of %s:\n%s", name, prompt)
         recorded = orjson.dumps(self.recorded, option=orjson.OPT_SORT_KEYS).decode()
         with Store.open(self.folder, seeds=self.found.sha256, config=recorded) as self.store:
             self.meter = Meter(self.config, self.store.spent())
@@ -299,12 +300,20 @@ class _Run:
 
 
 def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
-    """Return the first prompt of each method that makes requests, as the server will see it."""
+    """Return the prompts of all roles for the first seed, as sent; its own solution is the attempt."""
+    check_prompts(config)
     _, seed = next(read_seeds(found, SeedShard()))
+    attempt = response_text(seed.solution, seed.answer, seed.language).strip()
+    steps = "\n".join(f"{number}: {line}" for number, line in enumerate(attempt.splitlines(), 1))
     shown = {}
-    for name in _conversing(config):
-        step = advance(CONVERSATIONS[name](Case(config, name, 0, seed)), None)
-        shown[name] = f"none: {step.reason}" if isinstance(step, Outcome) else step[0].prompt.as_text()
+    for where in config.asked:
+        method, role, *_ = where.replace(".server", ".").split(".")
+        asked = Case(config, method, 0, seed).request(role, config.asked[where], attempt=attempt, steps=steps)
+        plain = config.servers[asked.server].api == "completions"
+        shown[where] = asked.prompt.as_text() if plain else asked.prompt.as_messages()
+    if shown:
+        repair = read_prompt("repair", seed.language, config.prompts)
+        shown["after a reply that cannot be read"] = repair.render({"problem": "no <check>"}).as_messages()
     return shown
 
 

@@ -127,7 +127,7 @@ def ask(
         except Rejected as rejected:
             if not (reason := rejected.outcome.reason or "").startswith(MALFORMED):
                 raise
-        request = request.repaired(text, reason.removeprefix(MALFORMED), case.seed.language)
+        request = request.repaired(text, reason.removeprefix(MALFORMED), case)
     (reply,) = yield (request,)
     text = reply.usable_text()
     return read(text), text

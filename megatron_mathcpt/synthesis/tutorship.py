@@ -112,7 +112,7 @@ def _student_request(case: Case, number: int) -> ServerRequest:
     # Numbered over all draws of this seed, so that no two attempts have the same sampling seed.
     draw = case.sample * settings.attempts + number
     student = settings.students[draw % len(settings.students)]
-    return case._replace(sample=draw).request("student", server=student, question=case.seed.question)
+    return case._replace(sample=draw).request("student", student)
 
 
 def _read_attempt(case: Case, reply: Reply) -> _Attempt:
@@ -155,12 +155,10 @@ def _judge(
 
 
 def _teacher_request(case: Case, attempt: _Attempt) -> ServerRequest:
-    settings, seed = case.settings(TutorshipAmplification), case.seed
+    settings = case.settings(TutorshipAmplification)
     first = ("steps", "check") if settings.check == "steps" else ("check",)
-    values = {"question": seed.question, "attempt": attempt.text}
-    values["steps"] = "\n".join(f"{number}: {step}" for number, step in enumerate(attempt.steps, 1))
-    file = "teacher_steps" if settings.check == "steps" else "teacher"
-    request = case.request("teacher", file=file, **values)
+    steps = "\n".join(f"{number}: {step}" for number, step in enumerate(attempt.steps, 1))
+    request = case.request("teacher", attempt=attempt.text, steps=steps)
     return request._replace(tags=(*first, "wrong_step", "correction"))
 
 

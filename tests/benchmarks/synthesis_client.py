@@ -52,7 +52,7 @@ def main(seeds: int = 20_000, concurrency: int = 512) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = build_config(folder, url, seeds, concurrency=concurrency)
-        prompt = first_prompts(config, check_seeds(config))["tutorship_amplification"]
+        prompt = first_prompts(config, check_seeds(config))["tutorship_amplification.student"]
         before = cost(lambda: asyncio.run(ask(url, prompt, seeds, concurrency)))
         run = cost(lambda: synthesize(config, folder / "out"))
         after = cost(lambda: asyncio.run(ask(url, prompt, seeds, concurrency)))

@@ -222,7 +222,8 @@ def test_a_check_of_each_step_is_written_out() -> None:
     )
     (record,) = checked(RIGHT, ALL_RIGHT).records
     assert record.solution == (
-        f"{RIGHT}\nLet me check each step.\nStep 1 is right. as 2 + 3 = 5\nStep 2 is right.\nAll steps are right."
+        f"{RIGHT}\nLet me check each step.\nStep 1 is right. as 2 + 3 = 5\nStep 2 is right.\n"
+        "All steps are right."
     )
     _, asked = converse(make_case(AMPLIFY, check="steps"), [LONG], [CHECKED])
     assert asked[1].tags == ("steps", "check", "wrong_step", "correction")

@@ -139,11 +139,12 @@ def test_limits_of_tokens_and_money_are_never_exceeded(trial: Trial) -> None:
     trial.server.delay_seconds = 0.01
     used = trial.run(200, concurrency=4, budget={"maximum_tokens": 20_000})
     assert used["stopped"] == "maximum_tokens of 20000"
-    assert 15_000 < used["prompt_tokens"] + used["completion_tokens"] == 120 * trial.server.requests <= 20_000
+    # Less than the limit, as the four in flight count with a token for each byte of their prompts.
+    assert 10_000 < used["prompt_tokens"] + used["completion_tokens"] == 120 * trial.server.requests <= 20_000
     # With a higher limit the run resumes from what is stored.
     assert trial.run(200)["outcomes"] == 200
     assert sum(trial.server.answered.values()) == 400
-    assert 0.005 < trial.run(200, "money", concurrency=4, budget={"maximum_cost": 0.01})["cost"] <= 0.01
+    assert 0.01 < trial.run(200, "money", concurrency=4, budget={"maximum_cost": 0.02})["cost"] <= 0.02
 
 
 def test_prices_by_hand(trial: Trial) -> None:
