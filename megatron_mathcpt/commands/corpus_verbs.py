@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
@@ -202,7 +203,35 @@ def synthesize(
     rows = [*stage.summary_rows(summary["methods"])]
     title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
+    _show_quality(summary["methods"])
     stage.check_answered(rows)
+
+
+def _show_quality(methods: dict[str, Any]) -> None:
+    """Print yields next to the study's, and the first malformed replies of each method."""
+    from megatron_mathcpt.report.synthesized import first_malformed, sum_shards
+
+    rows = []
+    for name, made in sum_shards({"": {"methods": methods}}).items():
+        fields = ("records_per_seed", "tokens_per_record")
+        pairs = ((made[field], (made["study"] or {}).get(field)) for field in fields)
+        cells = (format(value, ".2f") if value is not None else "–" for pair in pairs for value in pair)
+        rows.append((name.partition(": ")[2], *cells))
+    headings = ("method", "records a seed", "the study's", "tokens a record", "the study's")
+    print_table(headings, rows, "yield", bare=True)
+    for name, made in methods.items():
+        for kind, sample in first_malformed(made):
+            lines = [
+                f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──",
+                *sample["text"].strip().split("\n"),
+            ]
+            parts = [part for line in lines for part in wrap(_printable(line), 100) or [""]]
+            echo("\n".join(parts[:13] + (["…"] if len(parts) > 13 else [])))
+
+
+def _printable(text: str) -> str:
+    """The text without what could control a terminal or change the order of letters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 @verb("pack-sft")

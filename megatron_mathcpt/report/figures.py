@@ -6,7 +6,7 @@ small with fifty runs.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MISSING = "–"
 
@@ -60,7 +60,8 @@ ROW_HEIGHT, LETTER_WIDTH, MAX_LETTERS = 26.0, 6.4, 34  # a longer name widens th
 Point = tuple[float, float]
 Curve = tuple[str, int, Sequence[Point]]  # name, index of colour and dashes, points
 Interval = tuple[str, int, float, float, float, str]  # name, colour, low end, value, high end, text on hover
-Bar = tuple[str, int, str]  # label, height, text on hover
+Bar = tuple[str, float, str]  # label, height, text on hover
+TwoBars = tuple[str, float, float, str]  # label, height of the first and of the second, text on hover
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Plot:
     """Rows of one kind over a pair of axes."""
 
     title: str
-    rows: Sequence[Curve | Interval | Bar]
+    rows: Sequence[Curve | Interval | Bar | TwoBars]
     x: Axis
     y: Axis
     width: float = WIDTH
@@ -133,6 +134,13 @@ def bar_plot(title: str, unit: str, bars: Sequence[Bar]) -> Plot:
     every = math.ceil((letters + 1) * LETTER_WIDTH / (x.at(1) - x.start))
     rows = [("" if number % every else bar[0], *bar[1:]) for number, bar in enumerate(bars)]
     return Plot(title, rows, x, y, height=HEIGHT - 14, unit=unit)  # the x axis has no name
+
+
+def pair_plot(title: str, unit: str, pairs: Sequence[TwoBars]) -> Plot:
+    """Plot two bars next to each other for each label, as `bar_plot` does one."""
+    plot = bar_plot(title, unit, [(label, max(first, second), text) for label, first, second, text in pairs])
+    rows = [(str(bar[0]), *pair[1:]) for bar, pair in zip(plot.rows, pairs, strict=True)]
+    return replace(plot, rows=rows)
 
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:

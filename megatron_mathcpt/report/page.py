@@ -19,6 +19,7 @@ from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_
 from megatron_mathcpt.report.origins import find_manifests, find_origins
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
+from megatron_mathcpt.report.synthesized import first_malformed, length_plots
 
 KIND = "report"
 # How every page begins, by which one of ours is known.
@@ -137,6 +138,8 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
         loss_plots=_loss_plots(runs),
+        synthesis_plots={name: [*length_plots(made)] for name, made in results["synthesis"].items()},
+        malformed={name: first_malformed(made) for name, made in results["synthesis"].items()},
     )
 
 

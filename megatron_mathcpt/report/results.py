@@ -27,6 +27,7 @@ from megatron_mathcpt.report.origins import Origin
 from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
 from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
+from megatron_mathcpt.report.synthesized import sum_shards
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 MAX_POINTS = 120  # of a curve
@@ -62,7 +63,7 @@ def build_results(
         },
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": _synthesis(_counts(manifests, "synthesis")),
+        "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
         "samples": choose_samples(runs, compared),
         "origins": [asdict(origin) for origin in origins],
     }
@@ -210,17 +211,6 @@ def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin
 
 def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, Any]:
     return {path: manifest.counts for path, manifest in manifests.items() if manifest.kind == kind}
-
-
-def _synthesis(folders: dict[str, Any]) -> dict[str, JsonValue]:
-    """Share of accepted outcomes, counts and cost of each method of each folder."""
-    found: dict[str, JsonValue] = {}
-    for path, counts in folders.items():
-        for method, made in counts["methods"].items():
-            share = made["accepted"] / made["outcomes"] if made["outcomes"] else 0.0
-            numbers = {name: value for name, value in made.items() if type(value) in (int, float)}
-            found[f"{path}: {method}"] = {"accepted share": round(share, 4)} | numbers
-    return found
 
 
 def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue]:

@@ -44,6 +44,15 @@ class PublishedTable(Section):
     rows: tuple[PublishedRow, ...]
 
 
+class PublishedSynthesis(Section):
+    """The yield of one synthesis method."""
+
+    method: str
+    records_per_seed: float
+    tokens_per_record: float
+    mark: str
+
+
 class StudyResult(Section):
     """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor."""
 
@@ -57,6 +66,7 @@ class StudyResult(Section):
 class Published(Section):
     sets: tuple[PublishedSet, ...]
     tables: tuple[PublishedTable, ...]
+    synthesis: tuple[PublishedSynthesis, ...]
     results: tuple[StudyResult, ...]
 
 

@@ -149,9 +149,10 @@ class Store:
         place = (case.method, case.seed.id, case.sample, case.position, case.seed_sha256)
         self._insert("outcomes", *place, tokens, row["reason"], encode_json(row).decode())
 
-    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, JsonObject]]:
-        """Yield (seed, sample, tokens, outcome) in order of the seeds."""
-        what = "seed, sample, tokens, outcome FROM outcomes WHERE method = ? ORDER BY position, sample"
+    def outcomes(self, method: str) -> Iterator[tuple[int, str, int, int, JsonObject]]:
+        """Yield (position, seed, sample, tokens, outcome) in order of the seeds."""
+        order = "outcomes WHERE method = ? ORDER BY position, sample"
+        what = f"position, seed, sample, tokens, outcome FROM {order}"
         return ((*place, orjson.loads(outcome)) for *place, outcome in self._select(what, method))
 
     def accepted_tokens(self, method: str) -> int:

@@ -32,6 +32,7 @@ from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client,
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
+from megatron_mathcpt.synthesis.quality import MEASURED, Quality
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import Store, make_row
 
@@ -189,11 +190,14 @@ class _Run:
         for position, seed in islice(seeds, self.shard.share(self.config.budget.seeds)):
             yield from (Case(self.config, method, position, seed, sample) for sample in range(samples))
 
+    @property
+    def seeds(self) -> int:
+        return self.shard.share(min(self.found.count, self.config.budget.seeds or self.found.count)) or 0
+
     def _log_progress(self, method: str, ends: Counter[str], resumed: int, began: float) -> None:
         if (now := time.monotonic()) - self.logged >= self.config.progress_seconds:
             self.logged = now
-            seeds = self.shard.share(min(self.found.count, self.config.budget.seeds or self.found.count)) or 0
-            cases = seeds * self.config.chosen[method].samples
+            cases = self.seeds * self.config.chosen[method].samples
             shown = progress(resumed + ends.total(), cases, "outcomes", resumed, now - began)
             reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
             _LOG.info("%s: %s; %s; cost %.2f", method, shown, reasons, self.meter.cost)
@@ -246,27 +250,30 @@ class _Run:
         self.store.keep_reply(key, method, request.server, body, reply)
         return reply
 
-    def outcomes(self, method: str) -> Iterator[tuple[str, int, int, JsonObject]]:
+    def outcomes(self, method: str) -> Iterator[tuple[int, str, int, int, JsonObject]]:
         if method != LOCAL:
             yield from self.store.outcomes(method)
             return
         for case in self.cases(method):
             outcome = enhance(case)
             tokens = sum(map(self.count_tokens, outcome.records))
-            yield case.seed.id, case.sample, tokens, make_row(outcome, case, [])
+            yield case.position, case.seed.id, case.sample, tokens, make_row(outcome, case, [])
 
     def write(self, method: str, folder: Path) -> JsonObject:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
         records = tokens = 0
         ends, verdicts, counts, capped = Counter[str](), Counter[str](), Counter[str](), False
+        measured = SeedShard(self.shard.number, self.shard.count * (1 + self.seeds // MEASURED))
+        quality = Quality(self.count_tokens, read_seeds(self.found, measured))
         with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
-            for seed, sample, added, row in self.outcomes(method):
+            for position, seed, sample, added, row in self.outcomes(method):
                 # Never beyond the cap: methods with equal caps differ by less than one seed's records.
                 if self.cap is not None and tokens + added > self.cap:
                     capped = True
                     break
                 tokens += added
                 counts.update(row.pop("counts"))
+                quality.add(position, seed, added, row)
                 for name, check in row["checks"].items():
                     claim, what = row["claims"].get(name, "-"), name.partition(" (")[0]  # of which attempt
                     verdicts[f"{what}: server {claim}, mathematics {check['verdict']}"] += 1
@@ -296,6 +303,7 @@ class _Run:
             "cost": cost,
             "cost_per_record": cost / records if records else None,
             "cost_per_token": cost / tokens if tokens else None,
+            "quality": quality.as_json(),
         }
 
 

@@ -1,0 +1,101 @@
+"""What synthesis made, over all shards of a run, next to what the study's methods made."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from itertools import chain, zip_longest
+from typing import Any
+
+from megatron_mathcpt.records import JsonObject, id_rank
+from megatron_mathcpt.report.figures import Plot, pair_plot
+from megatron_mathcpt.report.study import load_published
+
+_SHARD = re.compile(r"(^|/)shard-\d{5}-of-\d{5}$")
+_SHOWN = 5  # malformed replies and seeds with their records; other samples are fewer
+_OTHERS = 3
+
+
+def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
+    """By folder and method the counts of all shards; shares, yields and costs are those of the sums.
+
+    `folders` are the counts in the manifests by path. If a shard of an older version was not measured,
+    nothing is said of lengths, near-duplicates and samples.
+    """
+    shards: dict[tuple[str, str], list[JsonObject]] = {}
+    for path, counts in folders.items():
+        for method, made in counts["methods"].items():
+            key = _SHARD.sub("", path) or "synthesis", method
+            shards.setdefault(key, []).append({"shards": 1, "rejected": {}, **made})
+    study = {row.method: row.model_dump(mode="json") for row in load_published().synthesis}
+    return {
+        f"{path}: {method}": _conclude(found) | {"study": study.get(method)}
+        for (path, method), found in shards.items()
+    }
+
+
+def _add(one: Any, other: Any) -> Any:
+    """Add numbers, and dictionaries by key; join lists; of flags whether one is set, of texts the first."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, dict):
+        return {key: _add(one.get(key), other.get(key)) for key in one | other}
+    return one or other if isinstance(one, bool | str) else one + other
+
+
+def _conclude(shards: list[JsonObject]) -> JsonObject:
+    made: JsonObject = {**reduce(_add, shards)}
+    quality = made.pop("quality", {}) if all("quality" in shard for shard in shards) else {}
+    ratios = {
+        "accepted_share": ("accepted", "outcomes"),
+        "cost_per_record": ("cost", "records"),
+        "cost_per_token": ("cost", "tokens"),
+        "tokens_per_record": ("tokens", "records"),
+    }
+    for name, (part, whole) in ratios.items():
+        made[name] = made[part] / made[whole] if made[whole] else None
+    seeds, near = quality.get("seeds"), quality.get("near_duplicates", {})
+    made["records_per_seed"] = made["records"] / seeds if seeds else None
+    made["near_share"] = near["found"] / near["compared"] if near.get("compared") else None
+    return made | {"quality": _first_samples(quality) if quality else None}
+
+
+def _first_samples(quality: JsonObject) -> JsonObject:
+    """The samples of all shards, as few as one shard has."""
+    rejected = {
+        reason: found[: _SHOWN if is_malformed(reason) else _OTHERS]
+        for reason, found in quality["rejected"].items()
+    }
+    contrary = {pair: found[:_OTHERS] for pair, found in quality["disagreements"].items()}
+    pairs = sorted(quality["pairs"], key=lambda pair: id_rank(pair["seed"]["id"]))[:_SHOWN]
+    return quality | {"rejected": rejected, "disagreements": contrary, "pairs": pairs}
+
+
+def is_malformed(reason: str) -> bool:
+    return reason.startswith("malformed")
+
+
+def first_malformed(made: JsonObject) -> list[tuple[str, JsonObject]]:
+    """Up to five malformed replies of a method, as (kind, sample): the first of each kind, then others."""
+    kinds = (made.get("quality") or {}).get("rejected", {})
+    kept = ([(kind, sample) for sample in found] for kind, found in kinds.items() if is_malformed(kind))
+    return [*filter(None, chain.from_iterable(zip_longest(*kept)))][:_SHOWN]
+
+
+def length_plots(made: JsonObject) -> Iterator[Plot]:
+    """Histograms of tokens and steps of the seeds and of the records, in percent of each."""
+    quality = made["quality"]
+    for what in ("tokens", "steps") if quality else ():
+        before, after = (quality[f"{what}_{when}"] for when in ("before", "after"))
+        lows = sorted(map(int, before))
+        filled = [at for at, low in enumerate(lows) if before[str(low)] or after[str(low)]]
+        totals = [max(1, sum(bins.values())) for bins in (before, after)]
+        rows = []
+        for at in range(filled[0], filled[-1] + 1) if filled else ():
+            low, end = lows[at], lows[at + 1] if at + 1 < len(lows) else None
+            name = f"{low}" if end == low + 1 else f"{low} to {end - 1}" if end else f"{low} and more"
+            counts = [bins[str(low)] for bins in (before, after)]
+            shares = [100 * count / total for count, total in zip(counts, totals, strict=True)]
+            said = (f"{count:,} ({share:.1f}%)" for count, share in zip(counts, shares, strict=True))
+            seeds, records = said
+            rows.append((f"{low}", *shares, f"{name} {what}: seeds {seeds}, records {records}"))
+        yield pair_plot(f"{what} of seeds and records", "% of each", rows)
