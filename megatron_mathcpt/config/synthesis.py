@@ -5,6 +5,7 @@ question, layout of the text, treatment of refusals and of attempts that are alr
 sees a reference or writes a check of each step) is a setting of its own.
 """
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -211,6 +212,12 @@ class SynthesisConfig(Section):
                 for number, server in enumerate(several):
                     found[f"{name}.{role}" + (f"[{number}]" if len(several) > 1 else "")] = server
         return found
+
+    def samplings(self, server: str) -> list[Sampling]:
+        """Sampling settings that requests to a server have."""
+        asked = [re.split(r"[.[]", where)[:2] for where, name in self.asked.items() if name == server]
+        fields = ((method, "sampling" if role == "server" else f"{role}_sampling") for method, role in asked)
+        return [getattr(self.chosen[method], field) for method, field in fields]
 
     def check_together(self) -> None:
         for where, server in sorted(self.asked.items()):

@@ -28,9 +28,10 @@ from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.records import JsonObject
-from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
+from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
+from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.store import Store, make_row
 
@@ -135,7 +136,7 @@ class _Run:
         async with AsyncExitStack() as stack:
             for name in sorted(set(self.config.asked.values())):
                 client = await stack.enter_async_context(connect(name, self.config.servers[name]))
-                await client.check_served()
+                await client.check_served(self.config.samplings(name))
                 client.has_answered = name in self.store.spent()
                 self.clients[name] = client
                 if accept_model:
@@ -221,7 +222,8 @@ class _Run:
 
     async def _ask(self, method: str, request: ServerRequest, made: list[Mapping[str, object]]) -> Reply:
         """Return the stored reply, or request it and store it, so that it is paid for once."""
-        body, lineage = encode(request, self.config.servers[request.server])
+        server = self.config.servers[request.server]
+        body, lineage = encode(request, server)
         key = str(lineage["key"])
         made.append(lineage)
         if stored := self.store.find_reply(key):
@@ -231,12 +233,17 @@ class _Run:
             if is_unanswered(reply):
                 return reply  # not stored, so that the next run retries it
             self.meter.pay(request.server, reply)
+        if server.structured_output and request.tags:
+            reply = use_tags(reply, request.tags)
         # A server restarted with another model would mix the records of two.
         known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
         if known != reply.model:
             problem = f"server '{request.server}': answers as model '{reply.model}', before as '{known}'"
             raise ServerError(f"{problem}; serve the same model, or accept the change with --accept-model")
         self.store.keep_reply(key, method, request.server, body, reply)
+        if (found := 1 + len(reply.others)) < request.sampling.n and not reply.error:
+            problem = f"server '{request.server}': {found} choices for n: {request.sampling.n}"
+            raise ServerError(f"{problem}, which it ignores; set n: 1")
         return reply
 
     def outcomes(self, method: str) -> Iterator[tuple[str, int, int, JsonObject]]:
@@ -269,8 +276,8 @@ class _Run:
                 else:
                     bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
         spent = self.store.spent(method)
-        cost = sum(self.config.servers[name].cost(*used) for name, (_, *used) in spent.items())
-        requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
+        cost = sum(self.config.servers[name].cost(*used[1:3]) for name, used in spent.items())
+        requests, *used = map(sum, zip(*spent.values(), (0, 0, 0, 0), strict=True))
         return {
             "outcomes": ends.total(),
             "accepted": ends.pop("accepted", 0),
@@ -282,8 +289,7 @@ class _Run:
             "capped": capped,
             "verdicts": dict(sorted(verdicts.items())),  # pairs of a server's claim and the check's verdict
             "requests": requests,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
+            **dict(zip(("prompt_tokens", "completion_tokens", "reasoning_tokens"), used, strict=True)),
             "cost": cost,
             "cost_per_record": cost / records if records else None,
             "cost_per_token": cost / tokens if tokens else None,
@@ -307,8 +313,8 @@ def _conversing(config: SynthesisConfig) -> list[str]:
 def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
     """Yield (method, what, number) for a table."""
     for method, found in methods.items():
-        for what in ("outcomes", "accepted", "records", "tokens", "requests"):
-            yield method, what, f"{found[what]:,}"
+        for what in ("outcomes", "accepted", "records", "tokens", "requests", "reasoning_tokens"):
+            yield method, what.replace("_", " "), f"{found[what]:,}"
         yield method, "cost", f"{found['cost']:,.4f}"
         if found["cost_per_record"] is not None and found["cost_per_token"] is not None:
             yield method, "cost of a record", f"{found['cost_per_record']:.6f}"

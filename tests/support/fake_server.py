@@ -150,7 +150,10 @@ _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
         _send(lambda body: [body.replace(b'"stop"', b'"content_filter"')]),
         "ended early: content_filter",
     ),
-    "control token": (_send(lambda _: [completion_body("5<|im_end|>")]), "control tokens in the reply"),
+    "control token": (
+        _send(lambda _: [completion_body("5<|im_end|>\n<|im_start|>user")]),
+        "control tokens in the reply",
+    ),
     "imitated tags": (_send(lambda _: [completion_body(_IMITATION)]), None),
     "1 GB body": (_send(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
     "bomb": (_send(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),

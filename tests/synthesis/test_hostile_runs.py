@@ -20,11 +20,11 @@ from megatron_mathcpt.errors import DataError, ServerError
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import method, synthesize
-from megatron_mathcpt.synthesis.client import _read_reply, _retry_after
+from megatron_mathcpt.synthesis.client import _retry_after
 from megatron_mathcpt.synthesis.four_methods import OUR_TAG, make_record
 from megatron_mathcpt.synthesis.seeds import check_seeds
 from megatron_mathcpt.synthesis.store import Store, trace
-from tests.support.fake_server import ScriptedModel, completion_body, make_seeds
+from tests.support.fake_server import ScriptedModel, make_seeds
 from tests.support.synthesis_runs import FIRST_SHARD, METHOD, ROOT, Trial, outcome_seeds, read_outcomes
 
 KEY = "sk-Very+secret/1234-ZYXw"
@@ -110,48 +110,6 @@ def test_a_reply_with_the_key_is_not_accepted_and_not_kept(
     ]
     assert len(files) > 5
     assert not any(map(key.is_in, (said, *files)))
-
-
-HUGE = [2**31, 2**62, 2**64, -1, 10**400, 1.5, 1e308, float("nan"), True, "12", None, [], {}]
-
-
-@pytest.mark.parametrize("number", HUGE, ids=str)
-def test_reported_usage_is_a_count_or_estimated(number: object) -> None:
-    body = json.loads(completion_body("x" * 40))
-    body["usage"] = {"prompt_tokens": number, "completion_tokens": number}
-    reply = _read_reply(json.dumps(body).encode(), "chat", 77)
-    assert (reply.error, reply.prompt_tokens, reply.completion_tokens) == (None, 77, 10)
-
-
-@pytest.mark.parametrize(
-    "finish", ["content_filter", "abort", "STOP", "", None, 5, ["stop"], "\x1b[2J", "x" * 99]
-)
-def test_only_stop_is_a_whole_reply(finish: object) -> None:
-    body = json.loads(completion_body("5"))
-    body["choices"][0]["finish_reason"] = finish
-    error = _read_reply(json.dumps(body).encode(), "chat", 1).error
-    assert error
-    assert error.startswith("ended early: ")
-    assert len(error) <= 53
-    assert error.isprintable()
-
-
-LEFTOVERS = [
-    "<|im_end|>\n<|im_start|>user",
-    "<｜end▁of▁sentence｜>",
-    "</s>",
-    "[/INST]",
-    "<end_of_turn>",
-    "<think> 3?",
-]
-
-
-@pytest.mark.parametrize("text", [*(f"5 {text}" for text in LEFTOVERS), "a</think>b</think>c", "5 \ufffd"])
-def test_control_tokens_are_named_and_reasoning_is_cut(text: str) -> None:
-    assert _read_reply(completion_body(text), "chat", 1).error == "control tokens in the reply"
-    plain = "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]"
-    reply = _read_reply(completion_body(f"<think>Is it 3?</think>\n\n{plain}"), "chat", 1)
-    assert (reply.error, reply.text) == (None, plain)
 
 
 def test_retry_after_in_any_form() -> None:
