@@ -176,13 +176,21 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]]) -> JsonObject:
-    """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
+def make_row(
+    outcome: Outcome, case: Case, requests: list[Mapping[str, object]], thoughts: Iterable[str] = ()
+) -> JsonObject:
+    """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`.
+
+    `thoughts` is the reasoning of the replies to `requests`, which by setting is kept, too.
+    """
     seed, method, sample, verdicts = case.seed, case.method, case.sample, outcome.verdicts
     checks = {name: check._asdict() for name, check in verdicts.checks.items()}
     judged = {"claims": verdicts.claims, "checks": checks, "disagreement": verdicts.disagreement}
     origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
-    own = {"source": method, "extra": {"lineage": {**origin, "requests": requests, **judged}}}
+    extra: JsonObject = {"lineage": {**origin, "requests": requests, **judged}}
+    if case.config.reasoning == "keep" and any(thoughts):
+        extra["reasoning"] = [*thoughts]
+    own = {"source": method, "extra": extra}
     records = [  # the lines of accepted.jsonl
         vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
         for n, record in enumerate(outcome.records)

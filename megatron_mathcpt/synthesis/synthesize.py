@@ -201,6 +201,7 @@ class _Run:
         """Run one conversation and store its outcome; return its reason and accepted tokens."""
         conversation = CONVERSATIONS[case.method](case)
         made: list[Mapping[str, object]] = []
+        thoughts: list[str] = []  # of the same requests
         step = advance(conversation, None)
         while not isinstance(step, Outcome):
             tasks = [asyncio.ensure_future(self._ask(case.method, request, made)) for request in step]
@@ -212,10 +213,11 @@ class _Run:
                 reason = failed.error or UNANSWERED
                 self.unanswered[case.method][reason] += 1
                 return reason, 0
+            thoughts += [reply.reasoning for reply in replies]
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
-        row = make_row(step, case, made)
+        row = make_row(step, case, made, thoughts)
         row["requests"] = [str(request["key"]) for request in made]
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens

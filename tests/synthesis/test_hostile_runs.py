@@ -179,10 +179,12 @@ def command(trial: Trial, seeds: int = 20) -> list[str]:
     return [sys.executable, "-m", "megatron_mathcpt", "synthesize", str(path), "--out", str(trial.out)]
 
 
-def start(trial: Trial, before: Callable[[], None] | None = None) -> tuple[int, list[str], str]:
+def start(
+    trial: Trial, before: Callable[[], None] | None = None, seeds: int = 20
+) -> tuple[int, list[str], str]:
     """Start the command; return its status, the lines of its error, and its output."""
     done = subprocess.run(
-        command(trial), cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=before
+        command(trial, seeds), cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=before
     )
     assert "Traceback" not in done.stderr
     return (
@@ -204,6 +206,21 @@ def test_a_seed_that_only_got_server_errors_is_asked_again(trial: Trial) -> None
     assert start(trial)[0] == 0
     assert trial.server.answered.total() == asked + 20  # of the ten others only
     assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(20)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("503", "3 server: status 503"), ("HTML", "3 server: reply is not JSON"), ("quota", "no quota")],
+)
+def test_a_run_that_no_server_answered_is_not_complete(trial: Trial, fault: str, said: str) -> None:
+    trial.server.faults = lambda _p, _a: fault
+    status, (error,), _ = start(trial, seeds=3)
+    assert status == 2
+    assert said in error
+    assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
+    trial.server.faults = lambda _p, _a: None
+    assert start(trial, seeds=3)[0] == 0
+    assert len(outcome_seeds(trial.out)) == 3
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
