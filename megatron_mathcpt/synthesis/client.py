@@ -22,30 +22,19 @@ from megatron_mathcpt.config.api_key import ApiKey
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ServerError
+from megatron_mathcpt.synthesis import replies
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, Reply, ServerRequest
 from megatron_mathcpt.synthesis.prompt import Prompt
-from megatron_mathcpt.synthesis.replies import (
-    FAILED,
-    FILTERED,
-    OF_THE_PROMPT,
-    PROMPT_FILTERED,
-    QUOTA_USED_UP,
-    UNANSWERED,
-    at,
-    judge_failure,
-    read_reply,
-)
+from megatron_mathcpt.synthesis.replies import UNANSWERED, at
 
-_REFUSED = "refused with status "
+_REFUSED, _KEY_IN_REPLY = "refused with status ", "reply contains the API key"
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 409, 425, 429})  # and every status from 500 on
 _FAILURES_IN_A_ROW = 50  # requests without a reply, after all their attempts, that mean the server is gone
 _REFUSALS_AT_FIRST = 8  # prompts refused by a server that has answered none: the fault is the config's
 # Settings that a server ignores, and what it reads instead (llama.cpp: tools/server/server-schema.cpp).
-_NOT_OF_LLAMA_CPP = {
-    "repetition_penalty": "extra_body: {repeat_penalty: ...}",
-    "reasoning_effort": "chat_template_kwargs: {reasoning_effort: ...}",
-}
+_NOT_OF_LLAMA_CPP = {"repetition_penalty": "extra_body: {repeat_penalty: ...}"}
+_NOT_OF_LLAMA_CPP["reasoning_effort"] = "chat_template_kwargs: {reasoning_effort: ...}"
 _OF_CHAT = dict.fromkeys(("reasoning_effort", "chat_template_kwargs"), "api: chat of that server")
 
 
@@ -53,12 +42,11 @@ def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, obj
     """Return the JSON body, and the request's lineage with its `key` in the store."""
     # The address is not part of the key: a model may be served at several, and at others in the next run.
     prompt, sampling = request.prompt, request.sampling.sent(request.seed, server.max_tokens_field)
-    format_ = {}
+    fields: dict[str, object] = {"model": server.model, **sampling}
     if server.structured_output and request.tags:
-        prompt, format_ = _as_object(prompt, request.tags), _schema(request.tags)
-    content = {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
-    # Unsorted: a server writes an object's fields in the order of their schema.
-    body = orjson.dumps({"model": server.model, **sampling, **content, **format_})
+        prompt, fields["response_format"] = _as_object(prompt, request.tags), _schema(request.tags)
+    fields |= {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
+    body = orjson.dumps(fields)  # unsorted: a server writes an object's fields in the order of their schema
     # The draw too, as its seed may not be sent.
     key = hashlib.sha256(f"{server.api}\0{request.seed}\0".encode() + body).hexdigest()
     lineage = {"key": key, "server": request.server, "model": server.model}
@@ -69,15 +57,12 @@ def _schema(tags: tuple[str, ...]) -> dict[str, object]:
     """JSON schema of an object of texts; strict, so all are required, and null where a tag is left out."""
     kinds = {tag: {"type": ["string", "null"] if n else "string"} for n, tag in enumerate(tags)}
     schema = {"type": "object", "properties": kinds, "required": tags, "additionalProperties": False}
-    named = {"name": "reply", "strict": True, "schema": schema}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
 def _as_object(prompt: Prompt, tags: tuple[str, ...]) -> Prompt:
     *before, last = prompt.messages
-    line = (
-        f"Write no tags but one JSON object with the fields {', '.join(tags)}; null for what you leave out."
-    )
+    line = f"Write no tags but one JSON object with the fields {', '.join(tags)}, null for one without text."
     return prompt._replace(messages=[*before, last | {"content": f"{last['content']}\n\n{line}"}])
 
 
@@ -248,18 +233,18 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             return Reply("", f"{UNANSWERED}connection: {type(error).__name__}"), 0
         if response.status == 200:
-            reply = read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
-            if reply.error != FAILED:
+            reply = replies.read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
+            if reply.error != replies.FAILED:
                 return self._without_key(reply, received), 0
         return self._judge_failure(url, response, received)
 
     def _judge_failure(self, url: str, response: aiohttp.ClientResponse, body: bytes) -> tuple[Reply, float]:
         """A response without a reply is the prompt's fault, passes, or ends the run."""
-        status = judge_failure(response.status, body)
+        status = replies.judge_failure(response.status, body)
         said = self._key.quote(body.decode("utf-8", "replace"), 300)
-        if status == PROMPT_FILTERED:
-            return Reply(said, FILTERED), 0
-        if status in OF_THE_PROMPT:
+        if status == replies.PROMPT_FILTERED:
+            return Reply(said, replies.FILTERED), 0
+        if status in replies.OF_THE_PROMPT:
             return Reply(said, f"{_REFUSED}{status}"), 0
         if status < 500 and status not in _RETRIED:
             raise self._refusal(url, status, said)
@@ -267,20 +252,18 @@ class Client:
         if wait > self._server.maximum_wait_seconds:
             remedy = "more than maximum_wait_seconds; rerun later or raise it"
             raise self._error(f"{url} asks to wait {wait:.0f} s, {remedy}")
-        return Reply("", FAILED if response.status == 200 else f"{UNANSWERED}status {status}"), wait
+        return Reply("", replies.FAILED if response.status == 200 else f"{UNANSWERED}status {status}"), wait
 
     def _without_key(self, reply: Reply, body: bytes) -> Reply:
         """The reply, or an error if the API key is in it."""
         if self._key.value and not is_unanswered(reply):
             parts = [part for one in (reply, *reply.others) for part in (one.text, one.reasoning)]
             if any(map(self._key.is_in, (body.decode("utf-8", "replace"), *parts))):
-                reply = reply._replace(
-                    text="", error="reply contains the API key", reasoning="", others=(), model=""
-                )
+                reply = reply._replace(text="", error=_KEY_IN_REPLY, reasoning="", others=(), model="")
         return reply._replace(model=self._key.quote(reply.model, 200))
 
     def _refusal(self, url: str, status: int, text: str) -> ServerError:
-        if status == QUOTA_USED_UP:
+        if status == replies.QUOTA_USED_UP:
             problem = f"{url} has no quota or balance left ({text})"
             return self._error(f"{problem}; add to it and rerun, finished requests are kept")
         key, other = "check the key in key_variable", "check model, sampling and prompt length"

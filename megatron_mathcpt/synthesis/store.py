@@ -122,24 +122,20 @@ class Store:
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:
-        what = (
-            "text, error, reasoning, prompt_tokens, completion_tokens, reasoning_tokens, others FROM requests"
-        )
-        if not (row := self._select(f"{what} WHERE key = ?", key).fetchone()):
+        if not (row := self._select("* FROM requests WHERE key = ?", key).fetchone()):
             return None
-        *values, others = row
-        return Reply(*values)._replace(others=tuple(Reply(*other) for other in orjson.loads(others)))
+        return Reply(*row[4:10])._replace(others=tuple(Reply(*other) for other in orjson.loads(row[10])))
 
     def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text, error and reasoning of a request; nothing if it got no reply."""
         row = self._select("* FROM requests WHERE key = ?", key).fetchone()
         if row and row[-1] != _checksum(row[:-1]):
             raise sqlite3.DatabaseError(f"request {key} is damaged")
-        if not row:
-            return {}
-        shown = dict(zip(("text", "error", "reasoning"), row[4:7], strict=True))
-        others = [dict(zip(shown, other, strict=True)) for other in orjson.loads(row[10])]
-        return {"request": orjson.loads(row[3]), **shown} | ({"others": others} if others else {})
+        names = ("text", "error", "reasoning")
+        shown = (
+            [dict(zip(names, one, strict=True)) for one in (row[4:7], *orjson.loads(row[10]))] if row else []
+        )
+        return {"request": orjson.loads(row[3]), **shown[0], "others": shown[1:]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         # Ignored if it is there: a seed that is twice in the input may make a request twice at the same time.
@@ -176,13 +172,11 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def make_row(
-    outcome: Outcome, case: Case, requests: list[Mapping[str, object]], thoughts: Iterable[str] = ()
-) -> JsonObject:
-    """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`.
+Lineage = list[Mapping[str, object]]  # of the requests
 
-    `thoughts` is the reasoning of the replies to `requests`, which by setting is kept, too.
-    """
+
+def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable[str] = ()) -> JsonObject:
+    """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
     seed, method, sample, verdicts = case.seed, case.method, case.sample, outcome.verdicts
     checks = {name: check._asdict() for name, check in verdicts.checks.items()}
     judged = {"claims": verdicts.claims, "checks": checks, "disagreement": verdicts.disagreement}

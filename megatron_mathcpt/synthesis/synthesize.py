@@ -33,7 +33,7 @@ from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhanc
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
-from megatron_mathcpt.synthesis.store import Store, make_row
+from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
 
 KIND = "synthesis"
 _LOG = get_logger(__name__)
@@ -92,7 +92,8 @@ class _Run:
         self.found = check_seeds(config)  # the seeds of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
-        served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
+        fields = {"model", "api", "max_tokens_field", "structured_output"}
+        served = {name: one.model_dump(include=fields) for name, one in config.servers.items()}
         self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": served}
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.stopped: str | None = None
@@ -200,8 +201,7 @@ class _Run:
     async def _finish(self, case: Case) -> tuple[str | None, int]:
         """Run one conversation and store its outcome; return its reason and accepted tokens."""
         conversation = CONVERSATIONS[case.method](case)
-        made: list[Mapping[str, object]] = []
-        thoughts: list[str] = []  # of the same requests
+        made, thoughts = Lineage(), list[str]()  # of the same requests
         step = advance(conversation, None)
         while not isinstance(step, Outcome):
             tasks = [asyncio.ensure_future(self._ask(case.method, request, made)) for request in step]
@@ -222,7 +222,7 @@ class _Run:
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
 
-    async def _ask(self, method: str, request: ServerRequest, made: list[Mapping[str, object]]) -> Reply:
+    async def _ask(self, method: str, request: ServerRequest, made: Lineage) -> Reply:
         """Return the stored reply, or request it and store it, so that it is paid for once."""
         server = self.config.servers[request.server]
         body, lineage = encode(request, server)

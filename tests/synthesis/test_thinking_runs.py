@@ -83,7 +83,7 @@ def test_all_choices_are_paid_once_and_a_server_that_ignores_n_is_named(trial: T
     found = trial.run(3, methods={METHOD: tutorship})
     assert found["requests"] == 6
     shown = trace(trial.out, read_outcomes(trial.out)[0]["id"])["requests"]
-    assert [len(request.get("others", ())) for request in shown] == [2, 0]
+    assert [len(request["others"]) for request in shown] == [2, 0]
     # The worst case of a student's request is three times its max_tokens of 256.
     spent = {"maximum_tokens": 700}
     assert trial.run(3, "small", methods={METHOD: tutorship}, budget=spent)["requests"] == 0
