@@ -220,6 +220,12 @@ class SynthesisConfig(Section):
                     found[f"{name}.{role}" + (f".{number}" if len(several) > 1 else "")] = server
         return found
 
+    def samplings(self, server: str) -> list[Sampling]:
+        """Sampling settings that requests to a server have."""
+        asked = [where.split(".")[:2] for where, name in self.asked.items() if name == server]
+        fields = ((method, "sampling" if role == "server" else f"{role}_sampling") for method, role in asked)
+        return [getattr(self.chosen[method], field) for method, field in fields]
+
     def check_together(self) -> None:
         for where, server in sorted(self.asked.items()):
             if server not in self.servers:

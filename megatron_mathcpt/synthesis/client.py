@@ -5,14 +5,13 @@ aiohttp needs a twentieth of the openai package's CPU time (0.26 ms, not 5.2 ms 
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -20,38 +19,51 @@ import aiohttp
 import orjson
 
 from megatron_mathcpt.config.api_key import ApiKey
-from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError, ServerError
-from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply, ServerRequest
+from megatron_mathcpt.synthesis import replies
+from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, Reply, ServerRequest
+from megatron_mathcpt.synthesis.prompt import Prompt
+from megatron_mathcpt.synthesis.replies import UNANSWERED, at
 
-_REFUSED = "refused with status "
-UNANSWERED = "server: "  # prefix of the error of a request that got no reply; the next run retries it
+_REFUSED, _KEY_IN_REPLY = "refused with status ", "reply contains the API key"
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 409, 425, 429})  # and every status from 500 on
-_OF_THE_PROMPT = frozenset({400, 413, 422})  # such as a prompt that is too long
 _FAILURES_IN_A_ROW = 50  # requests without a reply, after all their attempts, that mean the server is gone
 _REFUSALS_AT_FIRST = 8  # prompts refused by a server that has answered none: the fault is the config's
-_LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
-# What a chat template puts around and inside of turns, in the notations of the common model families.
-_CONTROL_TOKEN = re.compile(
-    r"\ufffd|<[|｜][\w▁./-]{2,40}[|｜]>|<</?SYS>>|\[/?INST\]|[◁▷]"
-    r"|</?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn|(?:seed:)?think(?:ing)?|thought|reasoning)>",
-    re.IGNORECASE,
-)
+# Settings that a server ignores, and what it reads instead (llama.cpp: tools/server/server-schema.cpp).
+_NOT_OF_LLAMA_CPP = {"repetition_penalty": "extra_body: {repeat_penalty: ...}"}
+_NOT_OF_LLAMA_CPP["reasoning_effort"] = "chat_template_kwargs: {reasoning_effort: ...}"
+_OF_CHAT = dict.fromkeys(("reasoning_effort", "chat_template_kwargs"), "api: chat of that server")
 
 
 def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, object]]:
     """Return the JSON body, and the request's lineage with its `key` in the store."""
     # The address is not part of the key: a model may be served at several, and at others in the next run.
-    prompt, sampling = request.prompt, request.sampling.model_dump()
-    content = {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
-    fields = {"model": server.model, "seed": request.seed, **sampling, **content}
-    body = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    key = hashlib.sha256(server.api.encode() + b"\0" + body).hexdigest()
+    prompt, sampling = request.prompt, request.sampling.sent(request.seed, server.max_tokens_field)
+    fields: dict[str, object] = {"model": server.model, **sampling}
+    if server.structured_output and request.tags:
+        prompt, fields["response_format"] = _as_object(prompt, request.tags), _schema(request.tags)
+    fields |= {"messages": prompt.messages} if server.api == "chat" else {"prompt": prompt.as_text()}
+    body = orjson.dumps(fields)  # unsorted: a server writes an object's fields in the order of their schema
+    # The draw too, as its seed may not be sent.
+    key = hashlib.sha256(f"{server.api}\0{request.seed}\0".encode() + body).hexdigest()
     lineage = {"key": key, "server": request.server, "role": request.role, "model": server.model}
-    rest = {"prompt_sha256": prompt.template_sha256, "sampling": sampling, "seed": request.seed}
-    return body, lineage | rest
+    return body, lineage | {"prompt_sha256": prompt.template_sha256, "sampling": sampling}
+
+
+def _schema(tags: tuple[str, ...]) -> dict[str, object]:
+    """JSON schema of an object of texts; strict, so all are required, and null where a tag is left out."""
+    kinds = {tag: {"type": ["string", "null"] if n else "string"} for n, tag in enumerate(tags)}
+    schema = {"type": "object", "properties": kinds, "required": tags, "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+
+
+def _as_object(prompt: Prompt, tags: tuple[str, ...]) -> Prompt:
+    *before, last = prompt.messages
+    line = f"Write no tags but one JSON object with the fields {', '.join(tags)}, null for one without text."
+    return prompt._replace(messages=[*before, last | {"content": f"{last['content']}\n\n{line}"}])
 
 
 def is_unanswered(reply: Reply) -> bool:
@@ -66,17 +78,17 @@ class BudgetReached(Exception):
 class Meter:
     """Tokens and money of a run, open requests at their worst case, so that limits are never exceeded."""
 
-    def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int]]) -> None:
+    def __init__(self, config: SynthesisConfig, spent: Mapping[str, tuple[int, int, int, int]]) -> None:
         self._budget, self._servers = config.budget, config.servers
-        self.tokens = sum(prompt + completion for _, prompt, completion in spent.values())
-        self.cost = sum(self._servers[name].cost(*tokens) for name, (_, *tokens) in spent.items())
+        self.tokens = sum(prompt + completion for _, prompt, completion, _ in spent.values())
+        self.cost = sum(self._servers[name].cost(*used[1:3]) for name, used in spent.items())
 
     @contextmanager
     def reserve(self, request: ServerRequest, body: bytes) -> Iterator[None]:
         """Reserve the most that `request` can use; raises `BudgetReached` if a limit does not allow it."""
         # A token is at least one byte, so a prompt has no more tokens than its body has bytes.
-        most = len(body) + request.sampling.max_tokens
-        price = self._servers[request.server].cost(len(body), request.sampling.max_tokens)
+        completion = request.sampling.n * request.sampling.max_tokens
+        most, price = len(body) + completion, self._servers[request.server].cost(len(body), completion)
         tokens, money = self._budget.maximum_tokens, self._budget.maximum_cost
         if tokens is not None and self.tokens + most > tokens:
             raise BudgetReached(f"maximum_tokens of {tokens}")
@@ -132,15 +144,17 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def check_served(self) -> None:
-        """Raise `ServerError` unless each address replies, and lists the model if it lists any."""
+    async def check_served(self, samplings: Iterable[Sampling] = ()) -> None:
+        """Raise `ServerError` unless each address replies, lists the model if any, and reads all settings."""
         model = self._server.model
+        if self._server.api == "completions":
+            self._check_settings("api: completions", _OF_CHAT, samplings)
         for url in self._server.endpoints:
             try:
                 # No redirect, here and below: it would send the key to another host.
                 async with self._session.get(f"{url}/models", allow_redirects=False) as response:
                     if response.status in (401, 403):
-                        raise self._refusal(url, response.status, b"")
+                        raise self._refusal(url, response.status, "")
                     rows = orjson.loads(await _read_body(response, 1_000_000)) if response.ok else {}
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = self._key.quote(str(error), 300) or "time-out"
@@ -148,13 +162,21 @@ class Client:
                 raise self._error(f"{problem}; start it or fix its address") from error
             except (orjson.JSONDecodeError, DataError):
                 continue  # not every server implements /models
-            listed = _at(rows, "data")
-            names = [_at(row, "id") for row in listed] if isinstance(listed, list) else []
+            data = at(rows, "data")
+            listed = data if isinstance(data, list) else []
+            if any(at(row, "owned_by") == "llamacpp" for row in listed):
+                self._check_settings(f"{url}, a llama.cpp server,", _NOT_OF_LLAMA_CPP, samplings)
+            names = [at(row, "id") for row in listed]
             models = sorted(name for name in names if isinstance(name, str))
             if models and model not in models:
                 remedy = f"fix servers.{self._name}.model or start the right one"
                 shown = self._key.quote(", ".join(models), 200)
                 raise self._error(f"{url} serves {shown}, not '{model}'; {remedy}")
+
+    def _check_settings(self, who: str, ignored: Mapping[str, str], samplings: Iterable[Sampling]) -> None:
+        for name, value in (setting for sampling in samplings for setting in sampling):
+            if value and name in ignored:
+                raise self._error(f"{who} ignores {name}; instead give it {ignored[name]}")
 
     async def send(self, body: bytes) -> Reply:
         """Return the reply, with its `error` if any; raises `ServerError` if retries are useless."""
@@ -211,24 +233,39 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             return Reply("", f"{UNANSWERED}connection: {type(error).__name__}"), 0
         if response.status == 200:
-            reply = _read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
-            answered, whole = not is_unanswered(reply), received.decode("utf-8", "replace")
-            if answered and (self._key.is_in(whole) or self._key.is_in(reply.text)):
-                reply = reply._replace(text="", error="reply contains the API key", model="")
-            return reply._replace(model=self._key.quote(reply.model, 200)), 0
-        if response.status in _OF_THE_PROMPT:
-            said = self._key.quote(received.decode("utf-8", "replace"), 300)
-            return Reply(said, f"{_REFUSED}{response.status}"), 0
-        if response.status < 500 and response.status not in _RETRIED:
-            raise self._refusal(url, response.status, received)
+            reply = replies.read_reply(received, server.api, len(body) // BYTES_A_TOKEN)
+            if reply.error != replies.FAILED:
+                return self._without_key(reply, received), 0
+        return self._judge_failure(url, response, received)
+
+    def _judge_failure(self, url: str, response: aiohttp.ClientResponse, body: bytes) -> tuple[Reply, float]:
+        """A response without a reply is the prompt's fault, passes, or ends the run."""
+        status = replies.judge_failure(response.status, body)
+        said = self._key.quote(body.decode("utf-8", "replace"), 300)
+        if status == replies.PROMPT_FILTERED:
+            return Reply(said, replies.FILTERED), 0
+        if status in replies.OF_THE_PROMPT:
+            return Reply(said, f"{_REFUSED}{status}"), 0
+        if status < 500 and status not in _RETRIED:
+            raise self._refusal(url, status, said)
         wait = _retry_after(response.headers.get("Retry-After", ""))
-        if wait > server.maximum_wait_seconds:
+        if wait > self._server.maximum_wait_seconds:
             remedy = "more than maximum_wait_seconds; rerun later or raise it"
             raise self._error(f"{url} asks to wait {wait:.0f} s, {remedy}")
-        return Reply("", f"{UNANSWERED}status {response.status}"), wait
+        return Reply("", replies.FAILED if response.status == 200 else f"{UNANSWERED}status {status}"), wait
 
-    def _refusal(self, url: str, status: int, body: bytes) -> ServerError:
-        text = self._key.quote(body.decode("utf-8", "replace"), 300)
+    def _without_key(self, reply: Reply, body: bytes) -> Reply:
+        """The reply, or an error if the API key is in it."""
+        if self._key.value and not is_unanswered(reply):
+            parts = [part for one in (reply, *reply.others) for part in (one.text, one.reasoning)]
+            if any(map(self._key.is_in, (body.decode("utf-8", "replace"), *parts))):
+                reply = reply._replace(text="", error=_KEY_IN_REPLY, reasoning="", others=(), model="")
+        return reply._replace(model=self._key.quote(reply.model, 200))
+
+    def _refusal(self, url: str, status: int, text: str) -> ServerError:
+        if status == replies.QUOTA_USED_UP:
+            problem = f"{url} has no quota or balance left ({text})"
+            return self._error(f"{problem}; add to it and rerun, finished requests are kept")
         key, other = "check the key in key_variable", "check model, sampling and prompt length"
         remedy = {401: key, 403: key, 404: "check endpoints and model"}.get(status, other)
         return self._error(f"{url} {_REFUSED}{status} ({text}); {remedy}")
@@ -254,49 +291,6 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     if len(body) > limit:
         raise DataError(f"reply larger than {limit} bytes")
     return body
-
-
-def _read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
-    """Parse the first choice; a body without one is no reply, another fault an error with the raw text."""
-    try:
-        reply = _parse(body)
-    except (ValueError, RecursionError):
-        return Reply("", f"{UNANSWERED}reply is not JSON")
-    choices, usage, model = (_at(reply, name) for name in ("choices", "usage", "model"))
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, dict) or _at(reply, "error"):  # a gateway's, for a server that failed
-        return Reply("", f"{UNANSWERED}reply without choices")
-    text, error = _at(_at(choice, "message"), "content") if api == "chat" else _at(choice, "text"), None
-    if isinstance(text, str):
-        if text.count("</think>") == 1:  # what a reasoning model wrote before its answer
-            text = text.partition("</think>")[2].strip()
-        finish = choice.get("finish_reason")
-        named = finish[:40] if isinstance(finish, str) and finish.isidentifier() else "no known reason"
-        error = {"stop": None, "length": "cut off at max_tokens"}.get(named, f"ended early: {named}")
-        if not error and _CONTROL_TOKEN.search(text):
-            error = "control tokens in the reply"
-    else:
-        text, error = body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace"), "reply without text"
-    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": len(text.encode()) // BYTES_A_TOKEN}
-    for name in counts:
-        reported = _at(usage, name)
-        if type(reported) is int and 0 <= reported < _LARGEST_COUNT:
-            counts[name] = reported
-    prompt, completion = counts.values()
-    named = model if isinstance(model, str) else ""
-    return Reply(text, error, prompt_tokens=prompt, completion_tokens=completion, model=named)
-
-
-def _parse(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # Some servers write NaN in their usage, or half of a character; it is no part of a record, see above.
-        return json.loads(re.sub(rb"\\u[dD][89a-fA-F]..", b"\\\\ufffd", body))
-
-
-def _at(value: object, name: str) -> object:
-    return value.get(name) if isinstance(value, dict) else None
 
 
 def _retry_after(value: str) -> float:

@@ -7,11 +7,11 @@ has the format of synthesized data but is worth nothing as such: for rehearsals 
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import orjson
 
-from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import Language, Problem, response_text
@@ -58,7 +58,7 @@ class _ScriptedClient(Client):
         super().__init__(name, server.model_copy(update={"key_variable": None}))
         self._reply = reply
 
-    async def check_served(self) -> None:
+    async def check_served(self, samplings: Iterable[Sampling] = ()) -> None:
         pass
 
     async def _exchange(self, url: str, body: bytes) -> tuple[Reply, float]:

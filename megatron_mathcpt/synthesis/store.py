@@ -28,13 +28,14 @@ from megatron_mathcpt.synthesis.method import Case, Outcome, Reply
 
 # Tables keep SQLite's row numbers, so rows are in order of arrival. Stored in order of their random keys
 # (WITHOUT ROWID), a write took 84 us, not 30, a look-up 20 us, not 5, and the file three times the space.
-_SCHEMA = """
-PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+_VERSION = 2  # of the tables
+_SCHEMA = f"""
+PRAGMA user_version={_VERSION}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
 CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS requests (
   key TEXT PRIMARY KEY, method TEXT NOT NULL, server TEXT NOT NULL, body TEXT NOT NULL, text TEXT NOT NULL,
-  error TEXT, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
-  checksum BLOB NOT NULL
+  error TEXT, reasoning TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+  reasoning_tokens INTEGER NOT NULL, others TEXT NOT NULL, checksum BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS outcomes (
   method TEXT NOT NULL, seed TEXT NOT NULL, sample INTEGER NOT NULL, position INTEGER NOT NULL,
@@ -72,6 +73,10 @@ class Store:
         path = folder / cls.FILE
         try:
             with closing(sqlite3.connect(path, isolation_level=None, timeout=1)) as base:
+                base.execute("PRAGMA locking_mode=EXCLUSIVE")
+                version = base.execute("PRAGMA user_version").fetchone()[0]
+                if version != _VERSION and base.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    raise DataError(f"{path}: of another version of this package; choose another --out")
                 base.executescript(_SCHEMA)
                 store = cls(base)
                 for name, count in store.remove_damaged() if identity else ():
@@ -117,23 +122,25 @@ class Store:
         self._base.execute("DELETE FROM identity WHERE name = ?", (name,))
 
     def find_reply(self, key: str) -> Reply | None:
-        what = "text, error, prompt_tokens, completion_tokens FROM requests WHERE key = ?"
-        if not (row := self._select(what, key).fetchone()):
+        if not (row := self._select("* FROM requests WHERE key = ?", key).fetchone()):
             return None
-        text, error, prompt, completion = row
-        return Reply(text, error, prompt_tokens=prompt, completion_tokens=completion)
+        return Reply(*row[4:10])._replace(others=tuple(Reply(*other) for other in orjson.loads(row[10])))
 
     def find_request(self, key: str) -> Mapping[str, object]:
-        """Return body, text and error of a request; nothing if it got no reply."""
+        """Return body, text, error and reasoning of a request; nothing if it got no reply."""
         row = self._select("* FROM requests WHERE key = ?", key).fetchone()
         if row and row[-1] != _checksum(row[:-1]):
             raise sqlite3.DatabaseError(f"request {key} is damaged")
-        return {"request": orjson.loads(row[3]), "text": row[4], "error": row[5]} if row else {}
+        names = ("text", "error", "reasoning")
+        shown = (
+            [dict(zip(names, one, strict=True)) for one in (row[4:7], *orjson.loads(row[10]))] if row else []
+        )
+        return {"request": orjson.loads(row[3]), **shown[0], "others": shown[1:]} if row else {}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         # Ignored if it is there: a seed that is twice in the input may make a request twice at the same time.
-        tokens = reply.prompt_tokens, reply.completion_tokens
-        self._insert("requests", key, method, server, body.decode(), reply.text, reply.error, *tokens)
+        others = orjson.dumps([other[:3] for other in reply.others]).decode()
+        self._insert("requests", key, method, server, body.decode(), *reply[:6], others)
 
     def has_outcome(self, case: Case) -> bool:
         """Whether the outcome is stored; raises `DataError` if it is of another seed with the same id."""
@@ -158,20 +165,27 @@ class Store:
     def accepted_tokens(self, method: str) -> int:
         return int(self._select("total(tokens) FROM outcomes WHERE method = ?", method).fetchone()[0])
 
-    def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int]]:
-        """Return (requests, prompt tokens, completion tokens) by server, of one method or of all."""
-        sums = "server, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests"
-        rows = self._select(f"{sums} WHERE ?1 IS NULL OR method = ?1 GROUP BY server ORDER BY server", method)
+    def spent(self, method: str | None = None) -> dict[str, tuple[int, int, int, int]]:
+        """Return requests and tokens of prompt, completion, reasoning by server, of one method or all."""
+        sums = ", ".join(f"sum({name}_tokens)" for name in ("prompt", "completion", "reasoning"))
+        what = f"server, count(*), {sums} FROM requests WHERE ?1 IS NULL OR method = ?1 GROUP BY server"
+        rows = self._select(f"{what} ORDER BY server", method)
         return {server: tuple(counts) for server, *counts in rows}
 
 
-def make_row(outcome: Outcome, case: Case, requests: list[Mapping[str, object]]) -> JsonObject:
+Lineage = list[Mapping[str, object]]  # of the requests
+
+
+def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable[str] = ()) -> JsonObject:
     """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
     seed, method, sample, verdicts = case.seed, case.method, case.sample, outcome.verdicts
     checks = {name: check._asdict() for name, check in verdicts.checks.items()}
     judged = {"claims": verdicts.claims, "checks": checks, "disagreement": verdicts.disagreement}
     origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
-    own = {"source": method, "extra": {"lineage": {**origin, "requests": requests, **judged}}}
+    extra: JsonObject = {"lineage": {**origin, "requests": requests, **judged}}
+    if case.config.reasoning == "keep" and any(thoughts):
+        extra["reasoning"] = [*thoughts]
+    own = {"source": method, "extra": extra}
     records = [  # the lines of accepted.jsonl
         vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
         for n, record in enumerate(outcome.records)

@@ -28,13 +28,14 @@ from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.log import get_logger, progress
 from megatron_mathcpt.records import JsonObject, response_text
-from megatron_mathcpt.synthesis.client import UNANSWERED, BudgetReached, Client, Meter, encode, is_unanswered
+from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
 from megatron_mathcpt.synthesis.quality import MEASURED, Quality
+from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
-from megatron_mathcpt.synthesis.store import Store, make_row
+from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
 
 KIND = "synthesis"
 _REPAIR = "requests to the repair"
@@ -95,7 +96,8 @@ class _Run:
         self.found = check_seeds(config)  # the seeds of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
         changeable = {"budget", "concurrency", "progress_seconds"}
-        served = {name: {"model": one.model, "api": one.api} for name, one in config.servers.items()}
+        fields = {"model", "api", "max_tokens_field", "structured_output"}
+        served = {name: one.model_dump(include=fields) for name, one in config.servers.items()}
         self.recorded = config.model_dump(mode="json", exclude=changeable) | {"servers": served}
         self.recorded["prompts"] = prompts  # their text, wherever it is read
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
@@ -138,7 +140,7 @@ class _Run:
         async with AsyncExitStack() as stack:
             for name in sorted(set(self.config.asked.values())):
                 client = await stack.enter_async_context(connect(name, self.config.servers[name]))
-                await client.check_served()
+                await client.check_served(self.config.samplings(name))
                 client.has_answered = name in self.store.spent()
                 self.clients[name] = client
                 if accept_model:
@@ -205,7 +207,7 @@ class _Run:
     async def _finish(self, case: Case) -> tuple[str | None, int]:
         """Run one conversation and store its outcome; return its reason and accepted tokens."""
         conversation = CONVERSATIONS[case.method](case)
-        made: list[Mapping[str, object]] = []
+        made, thoughts = Lineage(), list[str]()  # of the same requests
         step = advance(conversation, None)
         while not isinstance(step, Outcome):
             tasks = [asyncio.ensure_future(self._ask(case.method, request, made)) for request in step]
@@ -217,22 +219,23 @@ class _Run:
                 reason = failed.error or UNANSWERED
                 self.unanswered[case.method][reason] += 1
                 return reason, 0
+            thoughts += [reply.reasoning for reply in replies]
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
-        row = make_row(step, case, made)
+        row = make_row(step, case, made, thoughts)
         roles = Counter(f"requests to the {request['role']}" for request in made)
-        repaired = roles.pop(_REPAIR, 0)
-        row["counts"] |= roles | (
-            {"repair turns": repaired, "repaired": int(bool(step.records))} if repaired else {}
-        )
+        if roles[_REPAIR] and step.records:
+            roles["repaired outcomes"] = 1
+        row["counts"] |= +roles
         row["requests"] = [str(request["key"]) for request in made]
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
 
-    async def _ask(self, method: str, request: ServerRequest, made: list[Mapping[str, object]]) -> Reply:
+    async def _ask(self, method: str, request: ServerRequest, made: Lineage) -> Reply:
         """Return the stored reply, or request it and store it, so that it is paid for once."""
-        body, lineage = encode(request, self.config.servers[request.server])
+        server = self.config.servers[request.server]
+        body, lineage = encode(request, server)
         key = str(lineage["key"])
         made.append(lineage)
         if stored := self.store.find_reply(key):
@@ -242,12 +245,17 @@ class _Run:
             if is_unanswered(reply):
                 return reply  # not stored, so that the next run retries it
             self.meter.pay(request.server, reply)
+        if server.structured_output and request.tags:
+            reply = use_tags(reply, request.tags)
         # A server restarted with another model would mix the records of two.
         known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
         if known != reply.model:
             problem = f"server '{request.server}': answers as model '{reply.model}', before as '{known}'"
             raise ServerError(f"{problem}; serve the same model, or accept the change with --accept-model")
         self.store.keep_reply(key, method, request.server, body, reply)
+        if (found := 1 + len(reply.others)) < request.sampling.n and not reply.error:
+            problem = f"server '{request.server}': {found} choices for n: {request.sampling.n}"
+            raise ServerError(f"{problem}, which it ignores; set n: 1")
         return reply
 
     def outcomes(self, method: str) -> Iterator[tuple[int, str, int, int, JsonObject]]:
@@ -284,8 +292,8 @@ class _Run:
                 else:
                     bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
         spent = self.store.spent(method)
-        cost = sum(self.config.servers[name].cost(*used) for name, (_, *used) in spent.items())
-        requests, prompt_tokens, completion_tokens = map(sum, zip(*spent.values(), (0, 0, 0), strict=True))
+        cost = sum(self.config.servers[name].cost(*used[1:3]) for name, used in spent.items())
+        requests, *used = map(sum, zip(*spent.values(), (0, 0, 0, 0), strict=True))
         return {
             "outcomes": ends.total(),
             "accepted": ends.pop("accepted", 0),
@@ -298,8 +306,7 @@ class _Run:
             "counts": dict(sorted(counts.items())),
             "verdicts": dict(sorted(verdicts.items())),  # pairs of a server's claim and the check's verdict
             "requests": requests,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
+            **dict(zip(("prompt_tokens", "completion_tokens", "reasoning_tokens"), used, strict=True)),
             "cost": cost,
             "cost_per_record": cost / records if records else None,
             "cost_per_token": cost / tokens if tokens else None,
@@ -332,8 +339,8 @@ def _conversing(config: SynthesisConfig) -> list[str]:
 def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
     """Yield (method, what, number) for a table."""
     for method, found in methods.items():
-        for what in ("outcomes", "accepted", "records", "tokens", "requests"):
-            yield method, what, f"{found[what]:,}"
+        for what in ("outcomes", "accepted", "records", "tokens", "requests", "reasoning_tokens"):
+            yield method, what.replace("_", " "), f"{found[what]:,}"
         yield method, "cost", f"{found['cost']:,.4f}"
         if found["cost_per_record"] is not None and found["cost_per_token"] is not None:
             yield method, "cost of a record", f"{found['cost_per_record']:.6f}"

@@ -29,6 +29,8 @@ class FakeServer:
     delay_seconds: float = 0.0
     name: str = "test-model"
     key: str | None = None
+    owner: str = "us"
+    respond: Callable[[dict[str, Any]], bytes] | None = None  # whole responses, of the requests' bodies
     requests: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
@@ -70,7 +72,7 @@ class FakeServer:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": self.name}]})
+        return web.json_response({"data": [{"id": self.name, "owned_by": self.owner}]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
@@ -91,7 +93,9 @@ class FakeServer:
                 self.injected[fault] += 1
                 return await FAULTS[fault](self, request, prompt)
             self.answered[identity] += 1
-            completion = completion_body(self.model(prompt), model=self.name)
+            completion = (
+                self.respond(body) if self.respond else completion_body(self.model(prompt), model=self.name)
+            )
             return web.Response(body=completion, content_type="application/json")
         finally:
             self.in_flight -= 1
@@ -139,10 +143,19 @@ _PASSING = {
     "HTML": _send(lambda _: [b"<html>"], Content_Type="text/html"),
     "cut JSON": _send(lambda body: [body[:-30]]),
     "error in 200": _send(lambda _: [b'{"error": {"message": "overloaded", "code": 502}}']),
+    "520": _send(status=520),
+    "409": _send(status=409),
+    "425": _send(status=425),
+    "408": _send(status=408),
+    "rate limit in 200": _send(lambda _: [b'{"error": {"message": "Rate limit", "code": 429}}']),
+    "error of a choice": _send(
+        lambda _: [b'{"choices": [{"error": {"code": 502}, "message": {"content": ""}}]}']
+    ),
     "no choices": _send(lambda _: [b'{"choices": []}']),
     "no gzip": _send(lambda body: [body], Content_Encoding="gzip"),
 }
 _BOMB = gzip.compress(b" " * (1 << 20), 9)  # 1 MB of them is 1 GB when unpacked
+_EXHAUSTED = b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}'
 _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
     "null content": (_send(lambda _: [completion_body(None)]), "reply without text"),
     "too long": (_send(lambda body: [body.replace(b'"stop"', b'"length"')]), "cut off at max_tokens"),
@@ -150,14 +163,35 @@ _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
         _send(lambda body: [body.replace(b'"stop"', b'"content_filter"')]),
         "ended early: content_filter",
     ),
-    "control token": (_send(lambda _: [completion_body("5<|im_end|>")]), "control tokens in the reply"),
+    "too long in 200": (
+        _send(lambda _: [b'{"error": {"message": "x", "code": "context_length_exceeded"}}']),
+        "refused with status 400",
+    ),
+    "policy in 200": (
+        _send(lambda _: [b'{"error": {"code": "content_policy_violation"}}']),
+        "ended early: content_filter",
+    ),
+    "policy": (
+        _send(lambda _: [b'{"error": {"code": "content_filter"}}'], status=400),
+        "ended early: content_filter",
+    ),
+    "role marker": (_send(lambda _: [completion_body("5\n\nHuman: 6?")]), "role markers in the reply"),
+    "reasoning alone": (
+        _send(lambda _: [completion_body("<think>5</think>")]),
+        "reasoning without an answer",
+    ),
+    "control token": (
+        _send(lambda _: [completion_body("5<|im_end|>\n<|im_start|>user")]),
+        "control tokens in the reply",
+    ),
     "imitated tags": (_send(lambda _: [completion_body(_IMITATION)]), None),
     "1 GB body": (_send(lambda _: repeat(b" " * (1 << 16), 1 << 14)), "reply larger than 100000 bytes"),
     "bomb": (_send(lambda _: [_BOMB * 1024], Content_Encoding="gzip"), "reply larger than 100000 bytes"),
 }
 PASSING, LASTING = tuple(_PASSING), {fault: error for fault, (_, error) in _LASTING.items()}
 FAULTS: dict[str, Any] = _PASSING | {fault: answer for fault, (answer, _) in _LASTING.items()}
-FAULTS |= {status: _send(status=int(status)) for status in ("400", "401", "404")}
+FAULTS |= {"quota": _send(lambda _: [_EXHAUSTED], status=429), "quota in 200": _send(lambda _: [_EXHAUSTED])}
+FAULTS |= {status: _send(status=int(status)) for status in ("400", "401", "402", "404")}
 
 
 def chance_of(text: str, purpose: str) -> float:

@@ -1,16 +1,18 @@
 """The client against a real HTTP server with every fault we could think of."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from megatron_mathcpt.config.sampling import Server
+from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.errors import ServerError
-from megatron_mathcpt.synthesis.client import Client, _retry_after
-from megatron_mathcpt.synthesis.method import Reply
+from megatron_mathcpt.synthesis.client import Client, _retry_after, encode
+from megatron_mathcpt.synthesis.method import Reply, ServerRequest
+from megatron_mathcpt.synthesis.prompt import Prompt
 from tests.support.fake_server import LASTING, PASSING, FakeServer
 from tests.support.synthesis_runs import FAST
 
@@ -51,9 +53,11 @@ def test_a_completions_server_gets_plain_text() -> None:
 
 @pytest.mark.parametrize(("fault", "error"), LASTING.items())
 def test_permanent_faults_are_a_named_error_after_one_request(fault: str, error: str | None) -> None:
-    with FakeServer(str, faults=fails(fault)) as server:
-        (answer,) = ask(server.url)
-    assert (answer.error, server.requests) == (error, 1)
+    with FakeServer(str, faults=lambda prompt, _: fault if prompt == "hello 1" else None) as server:
+        answer = ask(server.url, count=2, maximum_in_flight=1)[
+            1
+        ]  # a refusal is the prompt's if another is answered
+    assert (answer.error, server.requests) == (error, 2)
 
 
 @pytest.mark.parametrize("status", ["401", "404"])
@@ -75,6 +79,88 @@ def test_a_refusal_is_of_the_prompt_only_if_others_are_answered() -> None:
         with pytest.raises(ServerError, match=r"refused with status 400 \(no\); check model"):
             ask(server.url, count=100, maximum_in_flight=1)
         assert 8 <= server.requests - before < 20
+
+
+@pytest.mark.parametrize("fault", ["quota", "quota in 200", "402"])
+def test_a_quota_that_is_used_up_ends_the_run_with_the_servers_words(fault: str) -> None:
+    with FakeServer(str, faults=fails(fault)) as server:
+        with pytest.raises(
+            ServerError, match=r"no quota or balance left \((.*current quota.*|no)\); add to it"
+        ):
+            ask(server.url)
+        assert server.requests == 1
+
+
+def check(url: str, samplings: list[Sampling], **changed: Any) -> None:
+    async def run() -> None:
+        async with Client("s", Server(model="test-model", endpoints=(url,), **changed)) as client:
+            await client.check_served(samplings)
+
+    asyncio.run(run())
+
+
+def test_a_setting_that_the_server_ignores_is_refused() -> None:
+    plain = Sampling(temperature=1, max_tokens=9, top_k=5, min_p=0.1, extra_body={"repeat_penalty": 1.1})
+    penalty = Sampling(temperature=1, max_tokens=9, repetition_penalty=1.1)
+    effort = Sampling(temperature=1, max_tokens=9, reasoning_effort="low")
+    with FakeServer(str) as server:
+        check(server.url, [plain, penalty, effort])
+        with pytest.raises(
+            ServerError, match="completions ignores reasoning_effort; instead give it api: chat"
+        ):
+            check(server.url, [effort], api="completions")
+        server.owner = "llamacpp"
+        check(server.url, [plain])
+        with pytest.raises(
+            ServerError, match=r"ignores repetition_penalty; .* extra_body: {repeat_penalty: ...}"
+        ):
+            check(server.url, [plain, penalty])
+        with pytest.raises(
+            ServerError, match="ignores reasoning_effort; instead give it chat_template_kwargs"
+        ):
+            check(server.url, [effort])
+
+
+def body_of(server: Server | None = None, tags: tuple[str, ...] = (), draw: int = 7, **sampling: Any) -> Any:
+    prompt = Prompt([{"role": "user", "content": "2 + 3?"}], "")
+    given = Sampling(**({"temperature": 0.5, "max_tokens": 9} | sampling))
+    server = server or Server(model="m", endpoints=("http://a/v1",))
+    body, lineage = encode(ServerRequest("s", prompt, given, draw, tags), server)
+    return json.loads(body), lineage["key"]
+
+
+def test_what_is_set_is_sent_and_nothing_else() -> None:
+    messages = [{"role": "user", "content": "2 + 3?"}]
+    least = {"model": "m", "messages": messages, "temperature": 0.5, "top_p": 1.0, "max_tokens": 9, "seed": 7}
+    assert body_of()[0] == least
+    more = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "stop": ("Q:",), "n": 2}
+    more |= {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}
+    named = Server(model="m", endpoints=("http://a/v1",), max_tokens_field="max_completion_tokens")
+    sent = body_of(named, **more, seed=3, extra_body={"top_n_sigma": 1})[0]
+    expected = least | more | {"seed": 3, "stop": ["Q:"], "top_n_sigma": 1, "max_completion_tokens": 9}
+    del expected["max_tokens"]
+    assert sent == expected
+    bare, key = body_of(temperature=None, top_p=None, seed="none")
+    assert bare == {"model": "m", "messages": messages, "max_tokens": 9}
+    assert body_of(temperature=None, top_p=None, seed="none", draw=8)[0] == bare
+    assert body_of(temperature=None, top_p=None, seed="none", draw=8)[1] != key
+    for name in ("top_k", "model", "stream", "n", "max_completion_tokens", "response_format"):
+        with pytest.raises(ValueError, match=f"extra_body: {name} is set by"):
+            body_of(extra_body={name: 1})
+    with pytest.raises(ValueError, match="n: more than 1 are all the same at temperature 0"):
+        body_of(n=2, temperature=0)
+
+
+def test_structured_output_asks_for_an_object_of_the_tags_in_their_order() -> None:
+    server = Server(model="m", endpoints=("http://a/v1",), structured_output=True)
+    body = body_of(server, ("verdict", "step", "correction"))[0]
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert [*schema["properties"]] == schema["required"] == ["verdict", "step", "correction"]
+    assert [one["type"] for one in schema["properties"].values()] == ["string", *[["string", "null"]] * 2]
+    assert body["messages"][-1]["content"].startswith("2 + 3?\n\nWrite no tags but one JSON object")
+    assert "response_format" not in body_of(server)[0]
+    with pytest.raises(ValueError, match="structured_output: only with api: chat"):
+        Server(model="m", endpoints=("http://a/v1",), structured_output=True, api="completions")
 
 
 def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:

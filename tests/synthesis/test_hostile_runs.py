@@ -21,11 +21,11 @@ from megatron_mathcpt.formats.files import MAX_LINE_BYTES
 from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis import method, synthesize
-from megatron_mathcpt.synthesis.client import _read_reply, _retry_after
+from megatron_mathcpt.synthesis.client import _retry_after
 from megatron_mathcpt.synthesis.seeds import check_seeds
 from megatron_mathcpt.synthesis.store import Store, trace
 from megatron_mathcpt.synthesis.tags import OUR_TAG, make_record
-from tests.support.fake_server import ScriptedModel, completion_body, make_seeds
+from tests.support.fake_server import ScriptedModel, make_seeds
 from tests.support.synthesis_runs import FIRST_SHARD, METHOD, ROOT, Trial, outcome_seeds, read_outcomes
 
 KEY = "sk-Very+secret/1234-ZYXw"
@@ -113,48 +113,6 @@ def test_a_reply_with_the_key_is_not_accepted_and_not_kept(
     assert not any(map(key.is_in, (said, *files)))
 
 
-HUGE = [2**31, 2**62, 2**64, -1, 10**400, 1.5, 1e308, float("nan"), True, "12", None, [], {}]
-
-
-@pytest.mark.parametrize("number", HUGE, ids=str)
-def test_reported_usage_is_a_count_or_estimated(number: object) -> None:
-    body = json.loads(completion_body("x" * 40))
-    body["usage"] = {"prompt_tokens": number, "completion_tokens": number}
-    reply = _read_reply(json.dumps(body).encode(), "chat", 77)
-    assert (reply.error, reply.prompt_tokens, reply.completion_tokens) == (None, 77, 10)
-
-
-@pytest.mark.parametrize(
-    "finish", ["content_filter", "abort", "STOP", "", None, 5, ["stop"], "\x1b[2J", "x" * 99]
-)
-def test_only_stop_is_a_whole_reply(finish: object) -> None:
-    body = json.loads(completion_body("5"))
-    body["choices"][0]["finish_reason"] = finish
-    error = _read_reply(json.dumps(body).encode(), "chat", 1).error
-    assert error
-    assert error.startswith("ended early: ")
-    assert len(error) <= 53
-    assert error.isprintable()
-
-
-LEFTOVERS = [
-    "<|im_end|>\n<|im_start|>user",
-    "<｜end▁of▁sentence｜>",
-    "</s>",
-    "[/INST]",
-    "<end_of_turn>",
-    "<think> 3?",
-]
-
-
-@pytest.mark.parametrize("text", [*(f"5 {text}" for text in LEFTOVERS), "a</think>b</think>c", "5 \ufffd"])
-def test_control_tokens_are_named_and_reasoning_is_cut(text: str) -> None:
-    assert _read_reply(completion_body(text), "chat", 1).error == "control tokens in the reply"
-    plain = "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]"
-    reply = _read_reply(completion_body(f"<think>Is it 3?</think>\n\n{plain}"), "chat", 1)
-    assert (reply.error, reply.text) == (None, plain)
-
-
 def test_retry_after_in_any_form() -> None:
     far = ("9" * 400, "1" + "0" * 30)
     assert all(_retry_after(value) > 1e9 for value in far)
@@ -222,10 +180,12 @@ def command(trial: Trial, seeds: int = 20) -> list[str]:
     return [sys.executable, "-m", "megatron_mathcpt", "synthesize", str(path), "--out", str(trial.out)]
 
 
-def start(trial: Trial, before: Callable[[], None] | None = None) -> tuple[int, list[str], str]:
+def start(
+    trial: Trial, before: Callable[[], None] | None = None, seeds: int = 20
+) -> tuple[int, list[str], str]:
     """Start the command; return its status, the lines of its error, and its output."""
     done = subprocess.run(
-        command(trial), cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=before
+        command(trial, seeds), cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=before
     )
     assert "Traceback" not in done.stderr
     return (
@@ -247,6 +207,21 @@ def test_a_seed_that_only_got_server_errors_is_asked_again(trial: Trial) -> None
     assert start(trial)[0] == 0
     assert trial.server.answered.total() == asked + 20  # of the ten others only
     assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(20)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("503", "3 server: status 503"), ("HTML", "3 server: reply is not JSON"), ("quota", "no quota")],
+)
+def test_a_run_that_no_server_answered_is_not_complete(trial: Trial, fault: str, said: str) -> None:
+    trial.server.faults = lambda _p, _a: fault
+    status, (error,), _ = start(trial, seeds=3)
+    assert status == 2
+    assert said in error
+    assert not (trial.out / FIRST_SHARD / "manifest.json").exists()
+    trial.server.faults = lambda _p, _a: None
+    assert start(trial, seeds=3)[0] == 0
+    assert len(outcome_seeds(trial.out)) == 3
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

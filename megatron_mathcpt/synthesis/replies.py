@@ -1,0 +1,137 @@
+"""The body of a server's response as a `Reply`: text and reasoning apart, and a name for what is unusable."""
+
+import json
+import re
+
+import orjson
+
+from megatron_mathcpt.formats.chat_marks import clean_answer, split_answer
+from megatron_mathcpt.formats.lost_escapes import restore_commands
+from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply
+
+UNANSWERED = "server: "  # prefix of the error of a request that got no reply; the next run retries it
+FAILED = f"{UNANSWERED}reply without choices"
+FILTERED = "ended early: content_filter"
+QUOTA_USED_UP, PROMPT_FILTERED = 402, 451  # statuses
+OF_THE_PROMPT = frozenset({400, 413, 422})  # such as a prompt that is too long
+_LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
+_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # several may say the same
+# What the error of a server says. A limit by the minute is no quota that is used up.
+_QUOTA = re.compile("insufficient_quota|credit balance is too low|arrear|欠费|余额不足", re.IGNORECASE)
+_QUOTA_WORDS = re.compile(
+    r"quota[\w ]{0,20}ex(?:ce|ha)|exceeded[\w ]{0,20}quota|insufficient.(?:bal|cred)|billing", re.IGNORECASE
+)
+_PASSING = re.compile("rate.?limit|per.?minute|try again in|retry.{0,5}(?:in|delay)", re.IGNORECASE)
+_FILTER = re.compile("content.?(?:polic|filter|manag)|data_inspection|flagged|moderation", re.IGNORECASE)
+_PROMPT = re.compile("context.?(?:length|window)|too long|invalid_request|BadRequest", re.IGNORECASE)
+
+
+def read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
+    """Parse all choices; a body without one is no reply, another fault an error with the raw text."""
+    try:
+        found = _parse(body)
+    except (ValueError, RecursionError):
+        return Reply("", f"{UNANSWERED}reply is not JSON")
+    choices, usage, model = (at(found, name) for name in ("choices", "usage", "model"))
+    if not isinstance(choices, list) or not choices or _failure(found):
+        return Reply("", FAILED)  # a gateway's, for a server that failed
+    first, *others = replies = [_read_choice(choice, api, body) for choice in choices]
+    texts = sum(len(one.text.encode()) for one in replies)
+    thoughts = sum(len(one.reasoning.encode()) for one in replies)
+    prompt = _count(usage, "prompt_tokens", prompt_tokens)
+    completion = _count(usage, "completion_tokens", (texts + thoughts) // BYTES_A_TOKEN)
+    reasoning = _count(at(usage, "completion_tokens_details"), "reasoning_tokens", 0)
+    if reasoning := reasoning or _count(usage, "reasoning_tokens", 0):
+        # Some servers count it in the total only.
+        completion = max(completion, reasoning, _count(usage, "total_tokens", 0) - prompt)
+    else:
+        reasoning = completion * thoughts // max(texts + thoughts, 1)
+    reply = Reply(first.text, first.error, first.reasoning, prompt, completion, reasoning, tuple(others))
+    return reply._replace(model=model) if isinstance(model, str) else reply
+
+
+def _read_choice(choice: object, api: str, body: bytes) -> Reply:
+    message = at(choice, "message") if api == "chat" else choice
+    content = at(message, "content" if api == "chat" else "text")
+    own = next(filter(None, (_flat(at(message, field)) for field in _FIELDS)), "")
+    if isinstance(content, list):
+        kinds = [at(part, "type") in ("thinking", "reasoning") for part in content]
+        own += "".join(_flat(part) for part, thinks in zip(content, kinds, strict=True) if thinks)
+        texts = [at(part, "text") for part, thinks in zip(content, kinds, strict=True) if not thinks]
+        content = _flat(texts) if texts and all(isinstance(text, str) for text in texts) else None
+    if not isinstance(content, str) and not own:
+        return Reply(body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace"), "reply without text")
+    text, reasoning, error = split_answer(content if isinstance(content, str) else "", own)
+    finish = at(choice, "finish_reason")
+    named = finish[:40] if isinstance(finish, str) and finish.isidentifier() else "no known reason"
+    error = {"stop": error, "length": "cut off at max_tokens"}.get(named, f"ended early: {named}")
+    return Reply(text, error, reasoning)
+
+
+def judge_failure(status: int, body: bytes) -> int:
+    """Return the status that a response without a reply amounts to, by what its body says.
+
+    402 is a quota that is used up, 451 a prompt that a filter refused; within a 200 the error has a status.
+    """
+    said = body[:2000].decode("utf-8", "replace")
+    if status == 200:
+        error = _failure(_parse(body))
+        code = str(at(error, "code") or at(error, "status"))
+        status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 0
+    of_prompt = status in OF_THE_PROMPT
+    if _QUOTA.search(said) or (_QUOTA_WORDS.search(said) and not of_prompt and not _PASSING.search(said)):
+        return QUOTA_USED_UP
+    if (of_prompt or status in (0, 403)) and _FILTER.search(said):
+        return PROMPT_FILTERED
+    return status or (400 if _PROMPT.search(said) else 502)
+
+
+def use_tags(reply: Reply, tags: tuple[str, ...]) -> Reply:
+    """Return a reply that is a JSON object of `tags` as text with these tags; another one as it is."""
+    others = tuple(use_tags(other, tags) for other in reply.others)
+    try:
+        found = orjson.loads(reply.text) if not reply.error else None
+    except orjson.JSONDecodeError:
+        found = None
+    parts = found if isinstance(found, dict) and set(found) <= {*tags} and found.get(tags[0]) else {}
+    if not parts or not all(part is None or isinstance(part, str) for part in parts.values()):
+        return reply._replace(others=others)
+    given = ((tag, restore_commands(parts[tag])) for tag in tags if (parts.get(tag) or "").strip())
+    text, error = clean_answer("\n".join(f"<{tag}>{part}</{tag}>" for tag, part in given))
+    return reply._replace(text=text, error=error, others=others)
+
+
+def _failure(found: object) -> object:
+    """The error in a body, or in its first choice; none if there is none."""
+    choices = at(found, "choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return at(found, "error") or at(first, "error")
+
+
+def _flat(value: object, levels: int = 4) -> str:
+    """The text of a string, a part or a list of parts."""
+    if isinstance(value, str) or not levels:
+        return value if isinstance(value, str) else ""
+    if isinstance(value, list):
+        return "".join(_flat(part, levels - 1) for part in value)
+    return next(
+        filter(None, (_flat(at(value, name), levels - 1) for name in ("text", "summary", *_FIELDS))), ""
+    )
+
+
+def _count(usage: object, name: str, otherwise: int) -> int:
+    reported = at(usage, name)
+    return reported if type(reported) is int and 0 <= reported < _LARGEST_COUNT else otherwise
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # Some servers write NaN in their usage, or half of a character; it is no part of a record.
+        return json.loads(re.sub(rb"\\u[dD][89a-fA-F]..", b"\\\\ufffd", body))
+
+
+def at(value: object, name: str) -> object:
+    """The field of an object; none of anything else."""
+    return value.get(name) if isinstance(value, dict) else None
