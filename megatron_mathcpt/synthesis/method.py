@@ -27,8 +27,8 @@ class ServerRequest(NamedTuple):
     prompt: Prompt
     sampling: Sampling
     seed: int  # differs between draws of the same prompt
-    role: str = "server"
     tags: tuple[str, ...] = ()  # that the reply must have; none of a student or solver
+    role: str = "server"
 
     def repaired(self, reply: str, problem: str, case: "Case") -> Self:
         """The same request continued: the malformed reply, and what is wrong with it."""
@@ -85,13 +85,14 @@ class Case(NamedTuple):
 
         The prompt can use the seed's question, solution and answer, and `values`.
         """
-        settings, seed = self.settings(Section), self.seed
-        own = {"question": seed.question, "solution": seed.solution, "answer": seed.answer}
+        settings, own = self.settings(Section), self.seed
+        given = {"question": own.question, "solution": own.solution, "answer": own.answer}
         server = server or getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
         name = prompt_name(self.method, role, settings)
-        prompt = render_prompt(self.config, name, self.seed.language, own | values)
-        return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"), role or "server")
+        prompt = render_prompt(self.config, name, self.seed.language, given | values)
+        seed = self.draw(f"{name} {server}")
+        return ServerRequest(server, prompt, sampling, seed, role=role or "server")
 
 
 def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[Problem], int]:

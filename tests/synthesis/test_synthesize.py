@@ -95,10 +95,10 @@ def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Tri
 def test_faults_end_in_one_outcome_each(trial: Trial) -> None:
     """All faults at once: transient ones leave no trace, permanent ones are a named rejection."""
     trial.server.faults = mixed_faults(0.3, 0.2)
-    trial.run(150, patience_seconds=6)  # the silent ones' end
+    trial.run(300, patience_seconds=6)  # the silent ones' end
     assert set(trial.server.injected) == {*PASSING, *LASTING}
     assert max(trial.server.answered.values()) == 1  # no answer is paid twice
-    assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(150)]
+    assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(300)]
     assert not wrong_answers(trial.out)
     assert {row["reason"] for row in read_outcomes(trial.out, "rejected")} >= {*LASTING.values()} - {None}
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import DataError, ServerError
-from megatron_mathcpt.synthesis import method
 from megatron_mathcpt.synthesis.store import Store, trace
 from megatron_mathcpt.synthesis.synthesize import summary_rows
 from tests.support.fake_server import ScriptedModel, completion_body
@@ -50,16 +49,7 @@ def as_object(body: dict[str, Any]) -> bytes:
     return completion_body(text)
 
 
-def test_a_server_with_structured_output_gives_the_same_records(
-    trial: Trial, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = method.Case.request
-
-    def with_tags(case: method.Case, role: str = "", **values: str) -> method.ServerRequest:
-        tags = ("check", "wrong_step", "correction") if role == "teacher" else ()
-        return request(case, role, **values)._replace(tags=tags)
-
-    monkeypatch.setattr(method.Case, "request", with_tags)
+def test_a_server_with_structured_output_gives_the_same_records(trial: Trial) -> None:
     servers = trial.config().model_dump(mode="json")["servers"]
     servers["teacher"]["structured_output"] = True
     trial.run(20)
