@@ -1,12 +1,14 @@
-"""Log messages on stderr with a time stamp, and format progress in them.
+"""Log messages on stderr with a time stamp, format progress in them, and show the end of others' logs.
 
 Nothing in the package prints; only `commands/` writes results to stdout, through `rich`.
 """
 
 import logging
 import os
+import re
 import sys
 import time
+from pathlib import Path
 
 METER_SECONDS = 10.0
 
@@ -60,3 +62,14 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def last_lines(path: Path, count: int = 15, width: int = 300) -> list[str]:
+    """The last lines of a log that are not empty, cut to `width` characters, without terminal controls."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * count * width))
+        text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", file.read().decode("utf-8", "replace"))
+    plain = ("".join(filter(str.isprintable, line.expandtabs())) for line in re.split(r"[\r\n]", text))
+    return [line[:width].rstrip() for line in plain if line.strip()][-count:]

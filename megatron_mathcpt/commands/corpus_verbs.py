@@ -190,14 +190,14 @@ def synthesize(
         for name, prompt in stage.first_prompts(settings, seeds.check_seeds(settings)).items():
             echo(f"── {name} ──\n{prompt}")
         return
+    part = seeds.SeedShard.parse(shard)
     servers: AbstractContextManager[stage.Connect] = nullcontext(client.Client)
     if scripted:
         # The stub returns these as new questions; from another generator seed, so no seed file has them.
         new = training_problems(ProblemMix(train_problems=6000), settings.seed + 1)
         servers = nullcontext(script.scripted_client(settings, new))
     elif serve:
-        servers = served(settings, load_config(serve, SynthesisServers))
-    part = seeds.SeedShard.parse(shard)
+        servers = served(settings, load_config(serve, SynthesisServers), out / part.folder)
     with servers as connect:
         summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
     rows = [*stage.summary_rows(summary["methods"])]

@@ -3,7 +3,7 @@
 Every string here ends up in an `#SBATCH` line or a shell word, so control characters are refused.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -33,32 +33,87 @@ class SingleTask(Section):
     evaluation_gpus: int = Field(ge=0)  # or what its model needs, in the jobs' partition; 0: on CPUs
 
 
-class ModelServer(Section):
-    """One OpenAI-compatible server on `gpus` of its node, numbered from 0.
+# Options as in vLLM's docs (serving/parallelism_scaling; several nodes without Ray since pull request 23691),
+# SGLang's (server_arguments, its multi-node part) and llama.cpp's tools/server/README.md, in 2026.
+_COMMANDS = {
+    "vllm": "vllm serve {model} --served-model-name {name} --tensor-parallel-size {gpus}",
+    "sglang": "python3 -m sglang.launch_server --model-path {model} --served-model-name {name}"
+    " --tp-size {all_gpus}",
+    "llama.cpp": "llama-server --model {model} --alias {name} --n-gpu-layers 999",
+}
+_SPANS = {
+    "vllm": " --pipeline-parallel-size {nodes} --distributed-executor-backend mp"
+    " --nnodes {nodes} --node-rank {rank} --master-addr {head} --master-port {head_port}",
+    "sglang": " --nnodes {nodes} --node-rank {rank} --dist-init-addr {head}:{head_port}",
+}
+Index = Annotated[int, Field(ge=0, lt=10_000)]
 
-    In the words of `command`, `{port}` is replaced by the port to listen on, `{name}` by the model's name in
-    the synthesis config, which the server must report, and `{model}` by `model` (default: that name).
+
+class ModelServer(Section):
+    """One model on `gpus` of each of `nodes`, both numbered from 0; the run is on node 0 of its job.
+
+    A node's GPUs are divided among `replicas`, each a server of its own, and the client shares its requests
+    out to all. With `span`, one server is over all the nodes, for a model that is too large for one. The
+    program, on PATH by the setup script, is that of an `engine`, whose further `arguments` override ours
+    (llama.cpp loads a GGUF file), or any `command`. In their words `{model}` becomes `model` (default: the
+    name), `{name}` the model's name in the synthesis config, which the server must report, `{host}` and
+    `{port}` where to listen, `{gpus}` the number of GPUs on a node, `{all_gpus}` on all; with `span`,
+    `{rank}` the node's place among `{nodes}`, which meet at `{head}:{head_port}`.
     """
 
-    gpus: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    command: tuple[Line, ...] = Field(min_length=1)
+    gpus: tuple[Index, ...] = Field(min_length=1)
+    nodes: tuple[Index, ...] = Field(default=(0,), min_length=1)
+    replicas: int = Field(default=1, gt=0)
+    span: bool = False
+    engine: Literal["vllm", "sglang", "llama.cpp"] | None = None
+    arguments: tuple[Line, ...] = ()
+    command: tuple[Line, ...] = ()
     model: Line | None = None
 
     def check_together(self) -> None:
-        if not any("{port}" in word for word in self.command):
-            raise ValueError("command: has no {port}, the port to listen on")
+        marks = {"{port}": True, "{host}": any(self.nodes), "{rank}": self.span} if self.command else {}
+        text, gpus, one = " ".join(self.command), len(self.gpus), len(self.nodes) == 1
+        wrong = {
+            "engine: give one, or a command, not both": (self.engine is None) == (not self.command),
+            "arguments: belong to an engine; write them into command": self.command and self.arguments,
+            **{f"command: has no {mark}": mark not in text for mark, needed in marks.items() if needed},
+            "nodes: one is given twice": len({*self.nodes}) < len(self.nodes),
+            f"replicas: {gpus} GPUs cannot be divided among {self.replicas}": gpus % self.replicas,
+            "span: is for several nodes, without replicas": self.span and (one or self.replicas > 1),
+            "span: llama.cpp is started on one node only": self.span and self.engine == "llama.cpp",
+        }
+        if found := [problem for problem, is_so in wrong.items() if is_so]:
+            raise ValueError(found[0])
+
+    def words(self, rank: int) -> tuple[str, ...]:
+        """The command on the node with this place in `nodes`, before anything is replaced."""
+        if self.engine is None:
+            return self.command
+        text = _COMMANDS[self.engine] + " --host {host} --port {port}"
+        text += _SPANS[self.engine] if self.span else ""
+        helper = ("--headless",) if self.engine == "vllm" and self.span and rank else ()
+        return (*text.split(), *helper, *self.arguments)
 
 
 class SynthesisServers(Section):
-    """How a synthesis job, which takes a whole node, starts the servers of its config, by their names."""
+    """How a synthesis job, which takes whole nodes, starts the servers of its config, by their names."""
 
     servers: dict[str, ModelServer] = Field(min_length=1)
     start_timeout_seconds: float = Field(default=1800, gt=0)  # loading a large model takes minutes
+    silence_timeout_seconds: float = Field(default=600, gt=0)  # then the run ends, to be started again
 
     def check_together(self) -> None:
-        taken = [gpu for server in self.servers.values() for gpu in server.gpus]
-        if twice := [gpu for gpu in taken if taken.count(gpu) > 1]:
-            raise ValueError(f"servers: GPU {twice[0]} is given twice")
+        each = self.servers.values()
+        taken = [(node, gpu) for one in each for node in one.nodes for gpu in one.gpus]
+        if twice := [place for place in taken if taken.count(place) > 1]:
+            raise ValueError("servers: GPU {1} of node {0} is given twice".format(*twice[0]))
+        if unused := {*range(self.nodes)} - {node for node, _ in taken}:
+            raise ValueError(f"servers: none is on node {min(unused)}; number the nodes without a gap")
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that a job needs for all servers."""
+        return 1 + max(max(server.nodes) for server in self.servers.values())
 
 
 class ClusterConfig(Section):
@@ -94,6 +149,11 @@ class ClusterConfig(Section):
     def check_together(self) -> None:
         if self.warning_seconds >= 60 * self.time_limit_minutes:
             raise ValueError("warning_seconds must be less than time_limit_minutes")
+        for name, server in (self.synthesis.servers if self.synthesis else {}).items():
+            if max(server.gpus) >= self.gpus_per_node:
+                raise ValueError(f"synthesis.servers.{name}.gpus: a node has {self.gpus_per_node}, from 0")
+            if self.container and any(server.nodes):  # where the run is, without srun
+                raise ValueError(f"synthesis.servers.{name}.nodes: in a container only node 0 can be used")
 
     @property
     def world_size(self) -> int:

@@ -55,7 +55,7 @@ class Sampling(Section):
 
 
 class Server(Section):
-    """One model at one or several OpenAI-compatible endpoints, `http://host:port/v1`.
+    """One model at one or several OpenAI-compatible endpoints, `http://host:port/v1`, on any machines.
 
     `key_variable` names the environment variable with the API key, which is never stored. Prices are in the
     currency of your bill, per million tokens. `maximum_in_flight` is per endpoint. With `structured_output`

@@ -42,8 +42,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 class Job:
     """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
 
-    `folder` is for logs and state, `code` is the copy that it runs from, `checkpoints`, or the size of the
-    file `store`, is watched for progress, and paths in its command are relative to `work`.
+    On `further_nodes` the command starts programs itself. `folder` is for logs and state, `code` is the copy
+    that it runs from, `checkpoints`, or the size of the file `store`, is watched for progress, and paths in
+    its command are relative to `work`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Job:
     tasks_per_node: int = 1
     gpus_per_node: int = 0
     cpus_per_task: int = 1
+    further_nodes: int = 0
     check_nodes: bool = False
     store: Path | None = None
 
@@ -112,6 +114,7 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
         command = (*command, "--serve", str(folder / _SERVERS))
         cores = cluster.gpus_per_node * cluster.cpus_per_task
         size = {"gpus_per_node": cluster.gpus_per_node, "cpus_per_task": cores}
+        size["further_nodes"] = cluster.synthesis.nodes - 1 if cluster.synthesis else 0
         size["store"] = stage.folder / ".store" / "synthesis.sqlite"
     return Job(name, folder, code, Path.cwd(), stage.folder / "checkpoints", command, **size)
 
@@ -234,8 +237,8 @@ def _options(job: Job, cluster: ClusterConfig) -> list[str]:
         "account": cluster.account,
         "partition": cluster.partition if job.gpus_per_node else cluster.single_task.partition,
         "qos": cluster.qos,
-        "nodes": job.nodes,
-        "ntasks": job.tasks,
+        "nodes": job.nodes + job.further_nodes,
+        "ntasks": job.tasks + job.further_nodes * job.tasks_per_node,
         "ntasks-per-node": job.tasks_per_node,
         "cpus-per-task": job.cpus_per_task,
         "gpus-per-node": job.gpus_per_node or None,

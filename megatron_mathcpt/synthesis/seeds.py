@@ -48,6 +48,10 @@ class SeedShard:
             raise DataError(f"shard '{text}': expected INDEX/COUNT from 0/COUNT on, such as 0/16")
         return cls(int(found[1]), int(found[2]))
 
+    @property
+    def folder(self) -> str:
+        return f"shard-{self.number:05d}-of-{self.count:05d}"
+
     def share(self, whole: int | None) -> int | None:
         """This shard's part of a cap."""
         return None if whole is None else len(range(self.number, whole, self.count))

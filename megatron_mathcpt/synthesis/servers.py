@@ -1,26 +1,33 @@
-"""Start the servers of a synthesis run on this node, and end them with the run.
+"""Start the servers of a synthesis run on the nodes of its job, watch them, and end them with the run.
 
-For a job that has the node's GPUs to itself (experiment/submit.py): the cluster file says with which command
-and on which GPUs each server of the config runs.
+For a job that has its nodes' GPUs to itself (experiment/submit.py): the cluster file says with which command
+and on which GPUs each server of the config runs. Those of other nodes than this one are steps of the job.
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from socket import create_server
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
+from socket import create_server, gethostbyname
 from threading import Event, Thread
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 from megatron_mathcpt.config.cluster import ModelServer, SynthesisServers
 from megatron_mathcpt.config.sampling import Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import EXIT_REQUEUE, ConfigError, ServerError, print_error
-from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.log import get_logger, last_lines
 from megatron_mathcpt.synthesis.client import Client
 
+LOGS = ".servers"  # in the folder of the shard: the output of each program, and as .log.1 of the one before
 _ENDS = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: EXIT_REQUEUE}  # USR1: near the time limit
 _SERVER_ENDED = 1  # of the machine rather than of the input, so that a job is requeued
 _END_SECONDS = 20  # for a server to end, then it is killed; Slurm kills all of a job after 30
@@ -29,18 +36,22 @@ _log = get_logger(__name__)
 
 
 @contextmanager
-def served(config: SynthesisConfig, plan: SynthesisServers) -> Iterator[Callable[[str, Server], Client]]:
+def served(
+    config: SynthesisConfig, plan: SynthesisServers, folder: Path
+) -> Iterator[Callable[[str, Server], Client]]:
     """Yield a function that makes clients; its first call starts all servers and waits until they answer.
 
-    So a finished run starts none. Raises `ConfigError` for a server that `plan` does not start, `ServerError`
-    for one that does not answer. At SIGTERM (status 143), at SIGUSR1 (75), and when a server ends before the
-    run (1), the servers are ended and this process exits.
+    So a finished run starts none. `folder` is the shard's. Raises `ConfigError` for a server that `plan` does
+    not start here, `ServerError` for one that does not answer. At SIGTERM (status 143), at SIGUSR1 (75), and
+    when a server ends or is silent during the run (1), the servers are ended and this process exits.
     """
     used = sorted(set(config.asked.values()))
     if missing := [name for name in used if name not in plan.servers]:
         known = ", ".join(plan.servers)
         raise ConfigError(f"servers.{missing[0]}: the servers that are started are only {known}; add it")
-    servers = _Servers(config, plan, used)
+    hosts, ports = _job_hosts({name: plan.servers[name] for name in used}), _free_ports()
+    planned = (plan_programs(name, config.servers[name], plan.servers[name], hosts, ports) for name in used)
+    servers = _Servers(plan, [*chain.from_iterable(planned)], folder / LOGS)
     before = {number: signal.signal(number, servers.leave) for number in _ENDS}
     try:
         yield servers.connect
@@ -52,46 +63,113 @@ def served(config: SynthesisConfig, plan: SynthesisServers) -> Iterator[Callable
             signal.signal(number, handler)
 
 
-class _Servers:
-    """Processes by the names of their servers; `lost` is the first that ended by itself."""
+class Program(NamedTuple):
+    """One process of the server `name`; `log` is its file's name, `url` is empty if no client asks it."""
 
-    def __init__(self, config: SynthesisConfig, plan: SynthesisServers, used: Sequence[str]) -> None:
-        self.config, self.plan, self.used = config, plan, used
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.ports: dict[str, int] = {}
-        self.closing, self.lost = Event(), ""
+    name: str
+    log: str
+    words: tuple[str, ...]
+    url: str
+
+
+def plan_programs(
+    name: str, server: Server, how: ModelServer, hosts: Mapping[str, str], ports: Iterator[int]
+) -> Iterator[Program]:
+    """Yield the processes of a server; `hosts` are addresses by the names of the nodes, this one first."""
+    names, addresses, spanned = [*hosts], [*hosts.values()], len(how.nodes) if how.span else 1
+    size, head_port = len(how.gpus) // how.replicas, next(ports)
+    values = {"{model}": how.model or server.model, "{name}": server.model, "{nodes}": str(spanned)}
+    values |= {"{gpus}": str(size), "{all_gpus}": str(size * spanned)}
+    values |= {"{head}": names[how.nodes[0]], "{head_port}": str(head_port)}
+    for rank, node in enumerate(how.nodes):
+        for first in range(0, len(how.gpus), size):
+            gpus, port = how.gpus[first : first + size], next(ports)
+            values |= {"{rank}": str(rank), "{host}": addresses[node], "{port}": str(port)}
+            words = (_fill(word, values) for word in how.words(rank))
+            url = "" if how.span and rank else f"http://{addresses[node]}:{port}"
+            log = f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}-{node}-{gpus[0]}.log"
+            yield Program(name, log, (*_prefix(name, names[node] if node else "", gpus), *words), url)
+
+
+def _fill(word: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{\w+\}", lambda mark: values.get(mark[0], mark[0]), word)  # marks in values stay
+
+
+def _prefix(name: str, host: str, gpus: Sequence[int]) -> tuple[str, ...]:
+    """The words before a program, for it to run on another node (`host`) and to see `gpus` alone."""
+    given = [gpu for gpu in os.environ.get(_VISIBLE, "").split(",") if gpu]
+    if given and max(gpus) >= len(given):
+        raise ConfigError(f"servers.{name}.gpus: this job has {len(given)} GPUs, numbered from 0")
+    visible = ",".join(given[gpu] if given and not host else str(gpu) for gpu in gpus)
+    alone = ("env", f"{_VISIBLE}={visible}")  # a program, as Slurm sets it for a step to all GPUs of the job
+    cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")  # which srun does not take from there
+    step = f"srun --overlap --nodes=1 --ntasks=1 --nodelist={host} --cpus-per-task={cores}".split()
+    return (*step, *alone) if host else alone
+
+
+class _Servers:
+    """Processes by their programs; `lost` once one has failed during the run."""
+
+    def __init__(self, plan: SynthesisServers, programs: Sequence[Program], logs: Path) -> None:
+        self.plan, self.programs, self.logs = plan, programs, logs
+        self.running: dict[Program, subprocess.Popen[bytes]] = {}
+        self.closing, self.lost = Event(), False
 
     def connect(self, name: str, server: Server) -> Client:
         if not self.running:
-            self.ports = dict(zip(self.used, _free_ports(len(self.used)), strict=True))
-            for one, port in self.ports.items():
-                self.running[one] = _start(one, self.config.servers[one], self.plan.servers[one], port)
+            self.logs.mkdir(exist_ok=True)
+            for program in self.programs:
+                self.running[program] = self.start(program)
             self.wait_until_all_answer()
             Thread(target=self.watch, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{self.ports[name]}/v1"
-        return Client(name, server.model_copy(update={"endpoints": (endpoint,)}))
+        urls = tuple(f"{one.url}/v1" for one in self.programs if one.name == name and one.url)
+        return Client(name, server.model_copy(update={"endpoints": urls}))
+
+    def start(self, program: Program) -> "subprocess.Popen[bytes]":
+        """Start it in a process group of its own, so that its workers end with it."""
+        path = self.logs / program.log
+        _log.info("server '%s', output in %s: %s", program.name, path, " ".join(program.words))
+        with suppress(FileNotFoundError):
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("xb") as log:
+            return subprocess.Popen(
+                program.words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def wait_until_all_answer(self) -> None:
-        seconds, waiting = self.plan.start_timeout_seconds, self.used
+        seconds, waiting = self.plan.start_timeout_seconds, self.programs
         deadline = time.monotonic() + seconds
-        while waiting := [name for name in waiting if not _answers(self.ports[name])]:
-            if ended := self.find_ended():
-                raise ServerError(f"server {ended} before it answered; see its output above")
-            if time.monotonic() > deadline:
-                remedy = "raise synthesis.start_timeout_seconds of the cluster file"
-                raise ServerError(f"server '{waiting[0]}': no answer in {seconds:g} s; {remedy}")
+        while waiting := [one for one in waiting if one.url and not _answers(one.url)]:
+            if failed := self.find_ended() or (waiting[0] if time.monotonic() > deadline else None):
+                raise self.explain(failed, f"no answer in {seconds:g} s (start_timeout_seconds)")
             time.sleep(0.2)
 
-    def find_ended(self) -> str:
-        """Name and status of a server that has ended, or an empty string."""
-        ended = (f"'{name}': ended with status {one.poll()}" for name, one in self.running.items())
-        return next((text for text in ended if not text.endswith("None")), "")
+    def find_ended(self) -> Program | None:
+        return next((one for one, process in self.running.items() if process.poll() is not None), None)
+
+    def explain(self, program: Program, problem: str) -> ServerError:
+        """Log the last lines of what has failed; return an error about its end, or `problem` if it runs."""
+        status = self.running[program].poll()
+        for one, process in self.running.items():  # a part of a server may end since another did
+            if one == program or (one.name == program.name and process.poll() is not None):
+                shown = "".join(f"\n  {one.name} | {line}" for line in last_lines(self.logs / one.log))
+                _log.error("the last lines of %s:%s", self.logs / one.log, shown or " none")
+        problem = problem if status is None else f"ended with status {status}"
+        where = f"its last lines are above, all in {self.logs / program.log}"
+        return ServerError(f"server '{program.name}': {problem}; {where}")
 
     def watch(self) -> None:
+        """End this process once a server has failed: requests would only wait for it."""
+        limit, due = self.plan.silence_timeout_seconds, 0.0
+        heard = {one: time.monotonic() for one in self.programs if one.url}
         while not self.closing.wait(1):
-            if ended := self.find_ended():
-                self.lost = ended
-                print_error(ServerError(f"server {ended}; see its output above"))
+            failed, now = self.find_ended(), time.monotonic()
+            if now > due:
+                due = now + limit / 20
+                heard |= {one: time.monotonic() for one in heard if _answers(one.url)}
+            if failed := failed or next((one for one in heard if now - heard[one] > limit), None):
+                self.lost = True
+                print_error(self.explain(failed, f"no answer in {limit:g} s (silence_timeout_seconds)"))
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -100,7 +178,7 @@ class _Servers:
 
     def end(self) -> None:
         self.closing.set()
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # srun ends its step at SIGTERM
             for process in self.running.values():
                 with suppress(ProcessLookupError):  # its whole group has ended
                     os.killpg(process.pid, number)
@@ -110,36 +188,47 @@ class _Servers:
                     process.wait(max(0, deadline - time.monotonic()))
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def _job_hosts(servers: Mapping[str, ModelServer]) -> dict[str, str]:
+    """Addresses by the names of the nodes of this Slurm job, this one first; one node needs no job."""
+    name = max(servers, key=lambda one: max(servers[one].nodes))
+    needed, own = 1 + max(servers[name].nodes), os.environ.get("SLURMD_NODENAME", "")
+    found = {own: "127.0.0.1"}  # a server asks for no key, so it listens where it has to, and nowhere else
+    if needed > 1 and own:
+        show = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+        try:
+            shown = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=False).stdout.split()
+            found |= {host: gethostbyname(host) for host in shown if host != own}
+        except OSError as error:
+            problem = f"the job's nodes have no address ({error.strerror})"
+            raise ConfigError(f"servers.{name}.nodes: {problem}; repair Slurm or DNS") from error
+    if len(found) < needed:
+        job = f"a Slurm job with {len(found)}" if own else "not a Slurm job"
+        raise ConfigError(
+            f"servers.{name}.nodes: {needed} nodes are needed, and this is {job}; submit it with them"
+        )
+    return found
 
 
-def _start(name: str, server: Server, how: ModelServer, port: int) -> "subprocess.Popen[bytes]":
-    """Start one server in a process group of its own, so that its workers end with it."""
-    values = {"{model}": how.model or server.model, "{name}": server.model, "{port}": str(port)}
-    words = list(how.command)
-    for mark, value in values.items():
-        words = [word.replace(mark, value) for word in words]
-    given = [gpu for gpu in os.environ.get(_VISIBLE, "").split(",") if gpu]
-    if given and max(how.gpus) >= len(given):
-        raise ConfigError(f"synthesis.servers.{name}.gpus: this job has {len(given)} GPUs, numbered from 0")
-    visible = ",".join(given[gpu] if given else str(gpu) for gpu in how.gpus)
-    _log.info("server '%s' on GPUs %s: %s", name, visible, " ".join(words))
-    try:
-        return subprocess.Popen(words, env=os.environ | {_VISIBLE: visible}, start_new_session=True)
-    except OSError as error:
-        why = f"{words[0]}: cannot be started ({error.strerror})"
-        raise ConfigError(f"synthesis.servers.{name}.command: {why}; give a program on PATH") from error
+def _free_ports() -> Iterator[int]:
+    given: set[int] = set()
+    while True:
+        with create_server(("", 0)) as one:
+            port = one.getsockname()[1]
+        if port not in given:
+            given.add(port)
+            yield port
 
 
-def _answers(port: int) -> bool:
-    with (
-        suppress(OSError, ValueError),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5),
-    ):
-        return True
-    return False
+def _answers(url: str) -> bool:
+    """Whether both pages are answered; one that the server has not got, or wants a key for, is."""
+    browser = build_opener(ProxyHandler({}))  # never by a proxy of the site
+    for page in ("/health", "/v1/models"):
+        try:
+            with browser.open(url + page, timeout=10):
+                pass
+        except HTTPError as error:
+            if error.code >= 500:  # such as loading, or an engine that died
+                return False
+        except (OSError, ValueError, HTTPException):
+            return False
+    return True

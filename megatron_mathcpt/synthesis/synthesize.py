@@ -3,6 +3,7 @@
 <out>/shard-00000-of-00004/
   <method>/accepted.jsonl   records for the data tools     <method>/rejected.jsonl   named rejections
   summary.json              counts, verdicts, prices       .store/                   every reply and outcome
+                                                           .servers/                 logs of its servers
 
 From top to bottom: `synthesize` starts the run; `converse` connects to the servers and runs method after
 method; `_run_cases` works on many cases at a time; `_finish` drives one conversation to its stored outcome;
@@ -35,6 +36,7 @@ from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
 from megatron_mathcpt.synthesis.quality import MEASURED, Quality
 from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
+from megatron_mathcpt.synthesis.servers import LOGS
 from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
 
 KIND = "synthesis"
@@ -91,7 +93,7 @@ class _Run:
 
     def __init__(self, config: SynthesisConfig, out: Path, shard: SeedShard) -> None:
         self.config, self.shard = config, shard
-        self.folder = out / f"shard-{shard.number:05d}-of-{shard.count:05d}"
+        self.folder = out / shard.folder
         prompts = check_prompts(config)
         self.found = check_seeds(config)  # the seeds of all shards
         # What determines the result: a run may be resumed with another budget, other addresses and prices.
@@ -113,7 +115,7 @@ class _Run:
         files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
         files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
         claim_folder(self.folder.parent, KIND)
-        with locked_folder(self.folder, KIND, [*folders, *files]):
+        with locked_folder(self.folder, KIND, [*folders, LOGS, *files]):
             try:
                 for name in folders:
                     (self.folder / name).mkdir(exist_ok=True)

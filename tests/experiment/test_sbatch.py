@@ -49,6 +49,18 @@ def test_a_shard_of_a_synthesis_has_a_whole_node_and_its_servers(tmp_path: Path)
     assert job.command[-4:] == ("--shard", "3/16", "--serve", f"{job.folder}/servers.yaml")
     assert (job.nodes, job.tasks, job.gpus_per_node, job.cpus_per_task) == (1, 1, 8, 96)
     text = render(job, cluster)
+    two = load_cluster(
+        "h100", ["synthesis.servers.teacher.nodes=[0, 1]", "synthesis.servers.teacher.span=true"]
+    )
+    wide = render(stage_job(shard, two, tmp_path), two)  # of two nodes, the run itself on the first
+    differ = [pair for pair in zip(text.split("\n"), wide.split("\n"), strict=True) if pair[0] != pair[1]]
+    assert differ == [(f"#SBATCH --{name}=1", f"#SBATCH --{name}=2") for name in ("nodes", "ntasks")]
+    for wrong, message in {
+        "synthesis.servers.teacher.gpus=[4, 8]": r"synthesis.servers.teacher.gpus: a node has 8, from 0",
+        "container={image: x}": r"synthesis.servers.teacher.nodes: in a container only node 0",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load_cluster("h100", ["synthesis.servers.teacher.nodes=[0, 1]", wrong])
     store = tmp_path / "synthesis" / "shard-00003-of-00016" / ".store" / "synthesis.sqlite"
     assert f"stat --printf='%s bytes stored' {store} " in text and "step_*" not in text
     (tmp_path / "job.sh").write_text(text)

@@ -1,6 +1,7 @@
 """A grid's stages as jobs of a real Slurm, and a corpus build as job arrays."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.build import build_corpus, submit_corpus
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.experiment.stages import build_stages
+from megatron_mathcpt.experiment.stages import Stage, build_stages
 from megatron_mathcpt.experiment.submit import submit_stages
 from megatron_mathcpt.formats.manifest import load_manifest
 from tests.data.conftest import config, raw  # noqa: F401 (fixtures)
@@ -47,8 +48,8 @@ def test_stages_run_in_order_and_resume(tmp_path: Path, monkeypatch: pytest.Monk
     assert {state for state, _ in submit("x").values()} == {"done"}
 
 
-def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path) -> None:
-    """One is warned before its time limit, requeued, and asks for what it has not got; then the build."""
+def synthesis_stages(tmp_path: Path, shards: int) -> list[Stage]:
+    """The shards of a synthesis from 60 seeds, and the build of a corpus from them."""
     (tmp_path / "synthesis.yaml").write_text(dump_yaml(build_config(tmp_path, NO_SERVER, 60)))
     source = {"path": "runs/demo/synthesis/shard-*/*/accepted.jsonl", "pool": "made", "kind": "problem"}
     run = {"file": str(ROOT / "configs/tiny/quickstart_base.yaml"), "set": {"data.blend": {"made": 1.0}}}
@@ -57,16 +58,21 @@ def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path
     study = {
         "name": "demo",
         "out": "runs/demo",
-        "synthesis": {"file": "synthesis.yaml", "shards": 2},
+        "synthesis": {"file": "synthesis.yaml", "shards": shards},
         "corpus": {"made": {"file": str(ROOT / "configs/tiny/quickstart_corpus.yaml"), "set": made}},
         "runs": {"base": run},
         "evaluation": {"max_new_tokens": 8},
     }
     YAML().dump(study, tmp_path / "study.yaml")
-    out = tmp_path / "out"
-    loaded = load_study(tmp_path / "study.yaml", Asked(out=out))
-    stages = build_stages(loaded, None, None, tmp_path)[:3]
-    assert [stage.kind for stage in stages] == ["synthesis", "synthesis", "corpus"]
+    loaded = load_study(tmp_path / "study.yaml", Asked(out=tmp_path / "out"))
+    stages = build_stages(loaded, None, None, tmp_path)[: shards + 1]
+    assert [stage.kind for stage in stages] == ["synthesis"] * shards + ["corpus"]
+    return stages
+
+
+def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path) -> None:
+    """One is warned before its time limit, requeued, and asks for what it has not got; then the build."""
+    out, stages = tmp_path / "out", synthesis_stages(tmp_path, 2)
     command = [sys.executable, str(ROOT / "tests/support/stub_server.py"), str(tmp_path), "1.5", "{model}"]
     servers = {
         name: {"gpus": [gpu], "command": [*command, "{name}", "{port}"], "model": name}
@@ -87,6 +93,61 @@ def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path
     accepted = sum(len(read_outcomes(out / "synthesis", shard=stage.folder.name)) for stage in stages[:2])
     assert load_manifest(stages[2].folder, "corpus").counts["sources"]["made"]["read"] == accepted > 40
     assert {state for state, _ in submit_stages(stages, site, out, allow_dirty=True).values()} == {"done"}
+
+
+VLLM = """#!/bin/sh
+echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $*" >>{folder}/vllm
+case "$*" in *--headless*) exec sleep 3600.{number} ;; esac
+exec {python} {stub} {folder} 1 teacher "$4" "${{10}}"
+"""
+
+
+def test_a_teacher_over_two_nodes_and_a_student_on_each(tmp_path: Path) -> None:
+    """A part of it that ends on the other node ends all, and the job is requeued."""
+    stub, number = ROOT / "tests/support/stub_server.py", os.getpid()
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(VLLM.format(folder=tmp_path, number=number, python=sys.executable, stub=stub))
+    program.chmod(0o755)
+    stage, out = synthesis_stages(tmp_path, 1)[0], tmp_path / "out"
+    command = [
+        "env",
+        "HOST={host}",
+        sys.executable,
+        str(stub),
+        str(tmp_path),
+        "1",
+        "{model}",
+        "{name}",
+        "{port}",
+    ]
+    student = {"gpus": [0], "nodes": [0, 1], "command": command, "model": "student"}
+    teacher = {"gpus": [1], "nodes": [0, 1], "span": True, "engine": "vllm", "model": "/models/x"}
+    servers = json.dumps({"servers": {"student": student, "teacher": teacher}})
+    path = f"{program.parent}:{os.environ['PATH']}"
+    site = slurm_cluster(f"synthesis={servers}", f"environment={{PATH: {json.dumps(path)}}}")
+    ((_, job),) = submit_stages([stage], site, out, allow_dirty=True).values()
+    assert job is not None
+    asked = [tmp_path / f"asked-{name}" for name in ("student-node1-0", "student-node2-0", "teacher-node1-1")]
+    wait_until(lambda: all(path.is_file() for path in asked))
+    assert job_field(job, "NumNodes") == "2"
+    lines = {line.split(" ")[0]: line for line in (tmp_path / "vllm").read_text().splitlines()}
+    for rank, node in enumerate(("node1", "node2")):
+        start = f"{node} 1 serve /models/x --served-model-name test-model --tensor-parallel-size 1 --host "
+        assert lines[node].startswith(start)
+        assert f" --nnodes 2 --node-rank {rank} --master-addr node1 --master-port " in lines[node]
+        assert lines[node].endswith(" --headless") == (node == "node2")
+    subprocess.run(["pkill", "-f", f"sleep 3600.{number}"], check=True)
+    wait_until(lambda: job_field(job, "Restarts") == "1")
+    assert wait_for_end(job) == "COMPLETED"
+    log = next((out / ".slurm").glob("*/logs/*-0/0000.log")).read_text()
+    assert "error: server 'teacher': ended with status 143" in log
+    assert "  teacher | srun: error: node2: task 0: Terminated" in log
+    assert len(outcome_seeds(out / "synthesis", stage.folder.name)) == 60
+    left = subprocess.run(
+        ["pgrep", "-af", f"{tmp_path}|3600.{number}"], capture_output=True, text=True, check=False
+    )
+    assert not left.stdout
 
 
 @pytest.mark.slow
