@@ -12,11 +12,13 @@ from megatron_mathcpt.errors import ConfigError, DataError, print_error
 
 if TYPE_CHECKING:
     from megatron_mathcpt.data.inspection import Screen
+    from megatron_mathcpt.records import JsonObject
 
 Folder = Annotated[Path, Argument(help="folder of a finished corpus")]
 Pool = Annotated[str | None, Option(help="only this pool")]
 Source = Annotated[str | None, Option(help="only this source")]
 Limit = Annotated[int, Option(min=1, help="maximum number of documents to show")]
+_MOST_LINES = 12  # of a malformed reply
 Most = Annotated[int, Option("--characters", min=0, help="characters to show of each; 0: all")]
 
 
@@ -207,7 +209,7 @@ def synthesize(
     stage.check_answered(rows)
 
 
-def _show_quality(methods: dict[str, Any]) -> None:
+def _show_quality(methods: "dict[str, JsonObject]") -> None:
     """Print yields next to the study's, and the first malformed replies of each method."""
     from megatron_mathcpt.report.synthesized import first_malformed, sum_shards
 
@@ -221,12 +223,10 @@ def _show_quality(methods: dict[str, Any]) -> None:
     print_table(headings, rows, "yield", bare=True)
     for name, made in methods.items():
         for kind, sample in first_malformed(made):
-            lines = [
-                f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──",
-                *sample["text"].strip().split("\n"),
-            ]
-            parts = [part for line in lines for part in wrap(_printable(line), 100) or [""]]
-            echo("\n".join(parts[:13] + (["…"] if len(parts) > 13 else [])))
+            echo(_printable(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──"))
+            lines = map(_printable, sample["text"].strip().split("\n"))
+            parts = [part for line in lines for part in wrap(line, 100) or [""]]
+            echo("\n".join(parts[:_MOST_LINES] + ["…"] * (len(parts) > _MOST_LINES)))
 
 
 def _printable(text: str) -> str:

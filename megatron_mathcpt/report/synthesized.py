@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from itertools import chain, zip_longest
-from typing import Any
 
 from megatron_mathcpt.records import JsonObject, id_rank
 from megatron_mathcpt.report.figures import Plot, pair_plot
@@ -33,17 +31,24 @@ def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     }
 
 
-def _add(one: Any, other: Any) -> Any:
-    """Add numbers, and dictionaries by key; join lists; of flags whether one is set, of texts the first."""
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, dict):
-        return {key: _add(one.get(key), other.get(key)) for key in one | other}
-    return one or other if isinstance(one, bool | str) else one + other
+def _add(one: JsonObject, other: JsonObject) -> JsonObject:
+    """Both by key: numbers added, lists joined; of flags whether one is set, of texts the first."""
+    total = {**one}
+    for key, value in other.items():
+        known = total.get(key)
+        if known is None:
+            total[key] = value
+        elif isinstance(known, dict):
+            total[key] = _add(known, value)
+        elif value is not None:
+            total[key] = known or value if isinstance(known, bool | str) else known + value
+    return total
 
 
 def _conclude(shards: list[JsonObject]) -> JsonObject:
-    made: JsonObject = {**reduce(_add, shards)}
+    made: JsonObject = {}
+    for shard in shards:
+        made = _add(made, shard)
     quality = made.pop("quality", {}) if all("quality" in shard for shard in shards) else {}
     ratios = {
         "accepted_share": ("accepted", "outcomes"),
@@ -90,7 +95,8 @@ def length_plots(made: JsonObject) -> Iterator[Plot]:
         filled = [at for at, low in enumerate(lows) if before[str(low)] or after[str(low)]]
         totals = [max(1, sum(bins.values())) for bins in (before, after)]
         rows = []
-        for at in range(filled[0], filled[-1] + 1) if filled else ():
+        # At least six bins, so that a bar looks like one.
+        for at in range(filled[0], min(len(lows), max(filled[-1] + 1, filled[0] + 6))) if filled else ():
             low, end = lows[at], lows[at + 1] if at + 1 < len(lows) else None
             name = f"{low}" if end == low + 1 else f"{low} to {end - 1}" if end else f"{low} and more"
             counts = [bins[str(low)] for bins in (before, after)]

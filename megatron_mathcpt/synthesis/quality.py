@@ -1,8 +1,7 @@
 """What a method made, at a glance: lengths before and after, near-duplicates and samples, as JSON.
 
-Gathered while the outcomes are written, in order of the seeds. Memory and time are bounded: of many seeds
-every n-th is measured, only the first records are compared, and texts are cut. Nobody picks the samples: they
-are the first of their kind, or of the seeds whose ids have the lowest hashes.
+Gathered while the outcomes are written, in bounded memory and time: of many seeds every n-th is measured, only
+the first records are compared, texts are cut. Samples are the first of their kind, or chosen by a hash.
 """
 
 import re
@@ -57,9 +56,8 @@ class Quality:
         self._count_tokens, self._seeds = count_tokens, seeds
         self._next, self._last = next(seeds, None), -1  # a seed to measure; the last outcome's position
         self._found: JsonObject = {"seeds": 0, "measured_seeds": 0, "rejected": {}, "disagreements": {}}
-        for what, least in _LEAST.items():
-            for when in ("before", "after"):
-                self._found[f"{what}_{when}"] = dict.fromkeys(map(str, least), 0)
+        for name in ("tokens_before", "tokens_after", "steps_before", "steps_after"):
+            self._found[name] = dict.fromkeys(map(str, _LEAST[name.split("_")[0]]), 0)
         self._sketches: list[Sketch] = []
         self._pairs: dict[int, JsonObject] = {}  # by the hash of the seed's id
 
@@ -83,13 +81,12 @@ class Quality:
             if {claim, verdict} == {"correct", "wrong"}:
                 pair = f"{name.partition(' (')[0]}: server {claim}, mathematics {verdict}"
                 if len(samples := self._found["disagreements"].setdefault(pair, [])) < _THREE:
-                    detail = f"{check['found']} ({check['reason']})"
+                    detail = f"final answer {check['found'] or 'missing'} ({check['reason']})"
                     samples.append(_cut({"seed": seed, "detail": detail, "text": text}))
 
     def _measure(self, seed: Problem, tokens: int, records: list[JsonObject], is_new: bool) -> None:
         made = [Problem.model_construct(**record) for record in records]
-        sizes = [tokens] if len(made) == 1 else map(self._count_tokens, made)
-        sized = [("after", *pair) for pair in zip(made, sizes, strict=True)]
+        sized = [("after", one, tokens if len(made) == 1 else self._count_tokens(one)) for one in made]
         if is_new:
             self._found["measured_seeds"] += 1
             sized.append(("before", seed, self._count_tokens(seed)))
@@ -107,8 +104,7 @@ class Quality:
     def as_json(self) -> JsonObject:
         """Counts by the least value of each bin, and the samples; at most some tens of kB."""
         near = {"compared": len(self._sketches), "found": count_near(self._sketches), "rule": _RULE}
-        pairs = [pair for _, pair in sorted(self._pairs.items())]
-        return self._found | {"near_duplicates": near, "pairs": pairs}
+        return self._found | {"near_duplicates": near, "pairs": [*map(self._pairs.get, sorted(self._pairs))]}
 
 
 def _cut(texts: JsonObject) -> JsonObject:

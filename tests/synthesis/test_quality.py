@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from megatron_mathcpt.commands.main import build_app
+from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.records import JsonObject, Problem
 from megatron_mathcpt.synthesis import synthesize
 from megatron_mathcpt.synthesis.quality import Quality, count_near, sketch
 from megatron_mathcpt.synthesis.seeds import SeedShard
-from tests.support.synthesis_runs import NO_SERVER, build_config
+from tests.support.fake_server import FakeServer, ScriptedModel
+from tests.support.synthesis_runs import FIRST_SHARD, METHOD, NO_SERVER, build_config
 
 LOCAL = "retrospective_enhancement"
 
@@ -120,8 +124,39 @@ def test_samples_are_the_first_of_their_kind_or_by_a_hash() -> None:
     assert {name: [row["seed"] for row in rows] for name, rows in shown["disagreements"].items()} == {
         "attempt: server wrong, mathematics correct": ["s20", "s21", "s22"]
     }
-    assert shown["disagreements"].popitem()[1][1] == {"seed": "s21", "detail": "5 (equal)", "text": "no"}
+    assert shown["disagreements"].popitem()[1][1] == {
+        "seed": "s21",
+        "detail": "final answer 5 (equal)",
+        "text": "no",
+    }
     # The lowest of sha256("s20"), "s22", ...: by `printf s20 | sha256sum` and its like.
     assert [pair["seed"]["id"] for pair in shown["pairs"]] == ["s30", "s34", "s28", "s26", "s36"]
     assert shown["near_duplicates"]["compared"] == 10 and shown["near_duplicates"]["found"] == 9
     assert len(json.dumps(shown)) < 40_000
+
+
+def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None:
+    """Of 20 lines with an escape sequence, 12 are shown, and nothing that a terminal would obey."""
+    scripted, bad = (
+        ScriptedModel(wrong_attempts=1, wrong_corrections=0, false_verdicts=0),
+        "no\x1b[2J tag\u202e\n",
+    )
+
+    def model(prompt: str) -> str:
+        return bad * 20 if "<check>" in prompt and "7 + 7" in prompt else scripted(prompt)
+
+    with FakeServer(model) as server:
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_yaml(build_config(tmp_path, server.url, 10)), encoding="utf-8")
+        done = CliRunner().invoke(build_app(), ["synthesize", str(path), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert not set(done.stdout) & {"\x1b", "\u202e"}
+    head, *lines = done.stdout.split("── tutorship_amplification, ")[1].splitlines()
+    assert head.startswith("seed seed-000007: malformed")
+    assert [line.split() for line in lines if line.startswith("no")] == [["no", "[2J", "tag"]] * 12
+    assert lines[-1] == "…"
+    row = next(line for line in done.stdout.splitlines() if "0.85" in line).split()
+    tokens = json.loads((tmp_path / "out" / FIRST_SHARD / "summary.json").read_text())["methods"][METHOD][
+        "tokens"
+    ]
+    assert row == [METHOD, "0.90", "0.85", f"{tokens / 9:.2f}", "1163.90"]
