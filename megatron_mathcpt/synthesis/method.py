@@ -76,16 +76,13 @@ class Case(NamedTuple):
     def request(self, role: str = "", **values: str) -> ServerRequest:
         """Build a request to the method's `server`, or to the server of a `role`, in the seed's language.
 
-        The prompt can use the seed's question, solution and answer, and `values`.
+        The prompt may use `values` and the fields of the seed.
         """
-        settings, own = (
-            self.settings(Section),
-            self.seed.model_dump(include={"question", "solution", "answer"}),
-        )
+        settings = self.settings(Section)
         server = getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
         name = prompt_name(self.method, role, settings)
-        prompt = render_prompt(self.config, name, self.seed.language, own | values)
+        prompt = render_prompt(self.config, name, self.seed.language, vars(self.seed) | values)
         return ServerRequest(server, prompt, sampling, self.draw(f"{name} {server}"))
 
 
