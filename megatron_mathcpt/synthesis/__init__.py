@@ -5,8 +5,8 @@ a named rejection. Without network and files it can be read, tested and replayed
 reading order: `synthesize` is the whole run, from seeds to a complete folder; `method` defines requests,
 replies and outcomes; `four_methods` has the four, with what they share: tags, records, the check of a final
 answer; `client` sends requests within the budget, `config/api_key` keeps the key out of what is kept; `seeds`
-chooses and reads the seeds; `store` stores every reply and outcome; `scripted` is a stub server for
-rehearsals.
+chooses and reads the seeds; `prompt` reads and checks the prompt files; `store` stores every reply and
+outcome; `scripted` is a stub server for rehearsals.
 
 To add a method NAME (as tests/synthesis/test_add_method.py does):
 1. config/synthesis.py: a `Section` with `samples` and, for each role, ROLE and ROLE_sampling (`server` and
