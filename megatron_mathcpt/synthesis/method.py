@@ -83,14 +83,13 @@ class Case(NamedTuple):
     def request(self, role: str = "", server: str = "", **values: str) -> ServerRequest:
         """Build a request to the method's `server`, or to (one of) those of a `role`, in the seed's language.
 
-        The prompt can use the seed's question, solution and answer, and `values`.
+        The prompt may use `values` and the fields of the seed.
         """
-        settings, own = self.settings(Section), self.seed
-        given = {"question": own.question, "solution": own.solution, "answer": own.answer}
+        settings = self.settings(Section)
         server = server or getattr(settings, role or "server")
         sampling = getattr(settings, f"{role}_sampling" if role else "sampling")
         name = prompt_name(self.method, role, settings)
-        prompt = render_prompt(self.config, name, self.seed.language, given | values)
+        prompt = render_prompt(self.config, name, self.seed.language, vars(self.seed) | values)
         seed = self.draw(f"{name} {server}")
         return ServerRequest(server, prompt, sampling, seed, role=role or "server")
 

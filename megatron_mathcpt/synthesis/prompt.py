@@ -61,11 +61,7 @@ class PromptFile(NamedTuple):
     sha256: str
     variables: set[str]
     sections: dict[str, Template]
-
-    @property
-    def optional(self) -> dict[str, str]:
-        """Of each optional section's heading, the setting."""
-        return {heading: heading.split()[0] for heading in self.sections if " " in heading}
+    optional: dict[str, str]  # setting, by heading of a section
 
     def render(self, values: Mapping[str, object], examples: Sequence[Mapping[str, object]] = ()) -> Prompt:
         """Substitute the values of variables and settings; a `KeyError` names a variable without one."""
@@ -97,7 +93,9 @@ def read_prompt(name: str, language: str, folder: str | None) -> PromptFile:
     before, *parts = _HEADING.split(body.lstrip())
     texts = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
     sections = {heading: Template(text) for heading, text in texts.items() if text}
-    file = PromptFile(path, hashlib.sha256(data).hexdigest(), set(re.findall(r"\w+", first)[1:]), sections)
+    optional = {heading: heading.split()[0] for heading in sections if " " in heading}
+    declared, sha256 = set(re.findall(r"\w+", first)[1:]), hashlib.sha256(data).hexdigest()
+    file = PromptFile(path, sha256, declared, sections, optional)
     # The package's file has all that the method has to give.
     known = file if path.parent == _PACKAGE else read_prompt(name, language, None)
     used = {one for text in sections.values() for one in text.get_identifiers()}

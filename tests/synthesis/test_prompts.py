@@ -44,7 +44,7 @@ LANGUAGES = ("en", "zh")
 def worked_example(name: str, language: str) -> tuple[str, str]:
     """The system message up to the example's reply, and that reply."""
     system = read_prompt(name, language, None).sections["system"].substitute()
-    before, _, reply = system.partition({"en": "Your answer:\n", "zh": "你这样回答：\n"}[language])
+    before, _, reply = system.partition({"en": "Your answer:\n", "zh": "你应这样回答：\n"}[language])
     return before, reply
 
 
