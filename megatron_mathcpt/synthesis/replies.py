@@ -110,13 +110,12 @@ def _failure(found: object) -> object:
 
 def _flat(value: object, levels: int = 4) -> str:
     """The text of a string, a part or a list of parts."""
-    if isinstance(value, str) or not levels:
-        return value if isinstance(value, str) else ""
-    if isinstance(value, list):
+    if isinstance(value, list) and levels:
         return "".join(_flat(part, levels - 1) for part in value)
-    return next(
-        filter(None, (_flat(at(value, name), levels - 1) for name in ("text", "summary", *_FIELDS))), ""
-    )
+    if isinstance(value, dict) and levels:
+        texts = (_flat(value[name], levels - 1) for name in ("text", "summary", *_FIELDS) if name in value)
+        return next(filter(None, texts), "")
+    return value if isinstance(value, str) else ""
 
 
 def _count(usage: object, name: str, otherwise: int) -> int:

@@ -106,6 +106,7 @@ class _Run:
         self.stopped: str | None = None
         self.unanswered = {name: Counter[str]() for name in config.chosen}
         self.clients: dict[str, Client] = {}
+        self.models: dict[str, str] = {}  # as the servers name them
         self.logged = time.monotonic()
 
     @contextmanager
@@ -250,8 +251,10 @@ class _Run:
         if server.structured_output and request.tags:
             reply = use_tags(reply, request.tags)
         # A server restarted with another model would mix the records of two.
-        known = self.store.remember(f"replies as {request.server}", reply.model) if reply.model else ""
-        if known != reply.model:
+        if reply.model and request.server not in self.models:
+            known = self.store.remember(f"replies as {request.server}", reply.model)
+            self.models[request.server] = known
+        if reply.model and (known := self.models[request.server]) != reply.model:
             problem = f"server '{request.server}': answers as model '{reply.model}', before as '{known}'"
             raise ServerError(f"{problem}; serve the same model, or accept the change with --accept-model")
         self.store.keep_reply(key, method, request.server, body, reply)
