@@ -1,7 +1,7 @@
 """What a method made, at a glance: lengths before and after, near-duplicates and samples, as JSON.
 
-Gathered while the outcomes are written, in bounded memory and time: of many seeds every n-th is measured, only
-the first records are compared, texts are cut. Samples are the first of their kind, or chosen by a hash.
+Gathered while the outcomes are written, in bounded memory and time: of many seeds every n-th is measured,
+only the first records are compared, texts are cut. Samples are the first of their kind, or chosen by a hash.
 """
 
 import re
