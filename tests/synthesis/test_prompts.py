@@ -14,9 +14,9 @@ from megatron_mathcpt.synthesis.method import Case
 from megatron_mathcpt.synthesis.prompt import Prompt, check_prompts, read_prompt
 from megatron_mathcpt.synthesis.seeds import check_seeds
 from megatron_mathcpt.synthesis.synthesize import first_prompts
+from tests.support.conversations import AMPLIFY, DIVERSIFY, EXPAND, converse, make_case
 from tests.support.fake_server import make_seeds
 from tests.support.synthesis_runs import NO_SERVER, SAMPLING, TUTORSHIP, Trial, build_config
-from tests.synthesis.test_methods import AMPLIFY, DIVERSIFY, EXPAND, converse, make_case
 
 FOLDER = Path("megatron_mathcpt/synthesis/prompts")
 TEACHER, STEPS = f"{AMPLIFY}.teacher", f"{AMPLIFY}.teacher_steps"
