@@ -149,31 +149,25 @@ def test_the_studys_records_a_seed(trial: Trial) -> None:
     assert found["records"] / 500 == pytest.approx(0.85, abs=0.05)
     right = found["counts"]["attempts correct"]
     assert right / (right + found["counts"]["attempts wrong"]) == pytest.approx(0.6, abs=0.05)
-    assert set(found["rejected"]) == {
-        "attempt already right",
-        "false equation in a step",
-        "wrong final answer",
-    } - ({"false equation in a step"} if "false equation in a step" not in found["rejected"] else set())
+    assert {*found["rejected"]} == {"attempt already right", "wrong final answer"}
     # Nothing is paid for attempts whose outcome is known: one request to the teacher for each wrong attempt.
     assert found["counts"]["requests to the teacher"] == found["counts"]["attempts wrong"]
 
 
 def test_a_false_equation_in_a_step_is_found_whatever_the_teacher_says(trial: Trial) -> None:
-    """100 attempts whose final answer is right and one of whose steps is not; a teacher that calls them right."""
+    """Attempts whose final answers are right, half of them with a wrong step; the teacher calls all right."""
+    planted = set[str]()
 
     def respond(body: dict[str, Any]) -> bytes:
         prompt = body["messages"][-1]["content"]
         first, second = map(int, re.findall(r"(\d+) \+ (\d+)", prompt)[0])
-        wrong = chance_of(prompt, "planted") < 0.5 and "Attempt:" not in prompt
+        if wrong := chance_of(prompt, "planted") < 0.5 and "Attempt:" not in prompt:
+            planted.add(prompt)
         step = f"First, 2 × {first} = {2 * first + wrong}, and half of it is {first}."
         attempt = f"{step}\nSo {first} + {second} = {first + second}.\nThe answer is {first + second}."
         return message("<check>correct</check>" if "Attempt:" in prompt else attempt)
 
     trial.server.respond = respond
     found = trial.run(200, methods={METHOD: TUTORSHIP})
-    planted = found["rejected"]["false equation in a step"]
-    assert found["rejected"] == {"false equation in a step": planted}
-    assert found["records"] == 200 - planted
-    assert planted == sum(
-        "+ 7" in row["raw"] or bool(row["detail"]) for row in read_outcomes(trial.out, "rejected")
-    )
+    assert found["rejected"] == {"false equation in a step": len(planted)}
+    assert found["records"] == 200 - len(planted)
