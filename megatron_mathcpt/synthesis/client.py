@@ -32,10 +32,18 @@ _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 409, 425, 429})  # and every status from 500 on
 _FAILURES_IN_A_ROW = 50  # requests without a reply, after all their attempts, that mean the server is gone
 _REFUSALS_AT_FIRST = 8  # prompts refused by a server that has answered none: the fault is the config's
-# Settings that a server ignores, and what it reads instead (llama.cpp: tools/server/server-schema.cpp).
-_NOT_OF_LLAMA_CPP = {"repetition_penalty": "extra_body: {repeat_penalty: ...}"}
-_NOT_OF_LLAMA_CPP["reasoning_effort"] = "chat_template_kwargs: {reasoning_effort: ...}"
-_OF_CHAT = dict.fromkeys(("reasoning_effort", "chat_template_kwargs"), "api: chat of that server")
+# Settings that a server, at least an older one, ignores, and what to set instead, by its `owned_by` or api:
+# llama.cpp's server-schema.cpp, Ollama's docs on OpenAI compatibility.
+_IGNORED = {
+    "llamacpp": {
+        "repetition_penalty": "extra_body: {repeat_penalty: ...}",
+        "reasoning_effort": "chat_template_kwargs: {reasoning_effort: ...}",
+    },
+    "library": dict.fromkeys(
+        ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs"), "PARAMETER in its Modelfile"
+    ),
+    "completions": dict.fromkeys(("reasoning_effort", "chat_template_kwargs"), "api: chat of that server"),
+}
 
 
 def encode(request: ServerRequest, server: Server) -> tuple[bytes, dict[str, object]]:
@@ -147,8 +155,7 @@ class Client:
     async def check_served(self, samplings: Iterable[Sampling] = ()) -> None:
         """Raise `ServerError` unless each address replies, lists the model if any, and reads all settings."""
         model = self._server.model
-        if self._server.api == "completions":
-            self._check_settings("api: completions", _OF_CHAT, samplings)
+        self._check_settings(self._server.api, samplings)
         for url in self._server.endpoints:
             try:
                 # No redirect, here and below: it would send the key to another host.
@@ -164,8 +171,8 @@ class Client:
                 continue  # not every server implements /models
             data = at(rows, "data")
             listed = data if isinstance(data, list) else []
-            if any(at(row, "owned_by") == "llamacpp" for row in listed):
-                self._check_settings(f"{url}, a llama.cpp server,", _NOT_OF_LLAMA_CPP, samplings)
+            for owner in {str(at(row, "owned_by")) for row in listed}:
+                self._check_settings(owner, samplings)
             names = [at(row, "id") for row in listed]
             models = sorted(name for name in names if isinstance(name, str))
             if models and model not in models:
@@ -173,10 +180,11 @@ class Client:
                 shown = self._key.quote(", ".join(models), 200)
                 raise self._error(f"{url} serves {shown}, not '{model}'; {remedy}")
 
-    def _check_settings(self, who: str, ignored: Mapping[str, str], samplings: Iterable[Sampling]) -> None:
+    def _check_settings(self, owner: str, samplings: Iterable[Sampling]) -> None:
+        ignored = _IGNORED.get(owner, {})
         for name, value in (setting for sampling in samplings for setting in sampling):
             if value and name in ignored:
-                raise self._error(f"{who} ignores {name}; instead give it {ignored[name]}")
+                raise self._error(f"{name} is ignored by '{owner}'; set instead {ignored[name]}")
 
     async def send(self, body: bytes) -> Reply:
         """Return the reply, with its `error` if any; raises `ServerError` if retries are useless."""

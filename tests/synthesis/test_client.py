@@ -105,20 +105,18 @@ def test_a_setting_that_the_server_ignores_is_refused() -> None:
     effort = Sampling(temperature=1, max_tokens=9, reasoning_effort="low")
     with FakeServer(str) as server:
         check(server.url, [plain, penalty, effort])
-        with pytest.raises(
-            ServerError, match="completions ignores reasoning_effort; instead give it api: chat"
-        ):
+        with pytest.raises(ServerError, match=r"reasoning_effort is ignored by 'completions'; .* api: chat"):
             check(server.url, [effort], api="completions")
         server.owner = "llamacpp"
         check(server.url, [plain])
-        with pytest.raises(
-            ServerError, match=r"ignores repetition_penalty; .* extra_body: {repeat_penalty: ...}"
-        ):
+        with pytest.raises(ServerError, match=r"repetition_penalty is ignored .* {repeat_penalty: ...}"):
             check(server.url, [plain, penalty])
-        with pytest.raises(
-            ServerError, match="ignores reasoning_effort; instead give it chat_template_kwargs"
-        ):
+        with pytest.raises(ServerError, match="by 'llamacpp'; set instead chat_template_kwargs"):
             check(server.url, [effort])
+        server.owner = "library"
+        check(server.url, [effort])
+        with pytest.raises(ServerError, match="top_k is ignored by 'library'; set instead PARAMETER"):
+            check(server.url, [plain])
 
 
 def body_of(server: Server | None = None, tags: tuple[str, ...] = (), draw: int = 7, **sampling: Any) -> Any:
