@@ -35,6 +35,7 @@ from megatron_mathcpt.synthesis.verification import (
 
 _CLAIMS = ("correct", "wrong")
 _NUMBER = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W", re.IGNORECASE)  # at the start of a line
+_NEXT_JUDGEMENT = re.compile(r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in the same line
 _JUDGED: dict[str, dict[Language, str]] = {
     "correct": {"en": "Step {number} is right. {why}", "zh": "第{number}步正确。{why}"},
     "wrong": {"en": "Step {number} is wrong. {why}", "zh": "第{number}步有误。{why}"},
@@ -196,7 +197,7 @@ def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
 def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
     """Return (verdict, reason) of each step: `1: correct, why`, or `1: why: correct`."""
     judged: list[tuple[str, str]] = []
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, _NEXT_JUDGEMENT.sub("\n", text).splitlines()):
         number = _NUMBER.match(line)
         rest = line[number.end() :].strip(" *") if number and int(number[1]) == len(judged) + 1 else ""
         head, _, tail = rest.rpartition(": ")

@@ -157,6 +157,7 @@ def test_a_check_of_each_step_is_written_out() -> None:
     for other in (
         "**Step 1:** Correct. 2 * 4 = 8\n**Step 2:** Incorrect - it",
         "1. 2 * 4 = 8: correct\n2) 8+3: wrong",
+        "1: correct, 2 * 4 = 8; 2: wrong, 8 + 3",
     ):
         assert checked(LONG, CHECKED.replace("1: correct, 2 * 4 = 8\n2: wrong, 8 + 3", other)).records
     chinese = ALL_RIGHT.replace("1: correct", "第1步：正确").replace("2: C", "第2步：c")
