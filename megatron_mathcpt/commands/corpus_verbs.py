@@ -1,5 +1,6 @@
 """From raw text and seed problems to a corpus and SFT samples; `inspect` shows a finished corpus."""
 
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from textwrap import wrap
@@ -206,6 +207,7 @@ def synthesize(
     title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
     print_table(("method", "what", "number"), rows, title, bare=True)
     _show_quality(summary["methods"])
+    echo(f"Plots, reasons and samples, once it is complete: mathcpt report {shlex.quote(str(out))}")
     stage.check_answered(rows)
 
 

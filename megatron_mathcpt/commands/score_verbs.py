@@ -192,7 +192,8 @@ def print_report(out: Path, title: str) -> None:
     from megatron_mathcpt.report.page import SCORE_HEADINGS, load_scores
 
     rows, sentences = load_scores(out)
-    print_table(SCORE_HEADINGS, rows, title)
+    if rows:
+        print_table(SCORE_HEADINGS, rows, title)
     for sentence in (*sentences, f"Report: {out / 'index.html'}"):
         echo(sentence)
 

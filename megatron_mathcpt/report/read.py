@@ -45,20 +45,21 @@ def list_runs(root: Path) -> list[tuple[str, ...]]:
 
 
 def finished_runs(root: Path) -> list[str]:
-    """Names of the finished or scored runs below `root`; raises `DataError` if there is none."""
+    """Names of the finished or scored runs below `root`; `DataError` if there is none, and no synthesis."""
     return _find(root, "finished run")
 
 
 def _find(root: Path, what: str) -> list[str]:
     """Folders with metrics or scores, by path relative to `root`, sorted."""
-    found = []
+    found, synthesized = [], False
     for name, below, files in os.walk(root):
         # Checkpoints are many and large, and none of them is a run.
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
         done = FILE_NAME in files or what == "run"
         if (METRICS in files and done) or _is_scored(Path(name)):
             found.append(Path(name).relative_to(root).as_posix())
-    if not found:
+        synthesized |= what == "finished run" and {FILE_NAME, "summary.json"} <= {*files}
+    if not found and not synthesized:
         raise DataError(f"{root}: no {what} below this folder; give a folder of results")
     return found
 

@@ -35,7 +35,9 @@ from megatron_mathcpt.synthesis.verification import (
 
 _CLAIMS = ("correct", "wrong")
 _NUMBER = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W", re.IGNORECASE)  # at the start of a line
-_NEXT_JUDGEMENT = re.compile(r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in the same line
+_NEXT_JUDGEMENT = re.compile(
+    r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))"
+)  # in one line
 _JUDGED: dict[str, dict[Language, str]] = {
     "correct": {"en": "Step {number} is right. {why}", "zh": "第{number}步正确。{why}"},
     "wrong": {"en": "Step {number} is wrong. {why}", "zh": "第{number}步有误。{why}"},

@@ -1,13 +1,16 @@
 """The synthesis part of the report: shards added up by hand, older folders, hostile replies on the page."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.page import build_report
+from megatron_mathcpt.report.read import finished_runs
 from megatron_mathcpt.report.synthesized import first_malformed, length_plots, sum_shards
 from megatron_mathcpt.synthesis.seeds import SeedShard
 from megatron_mathcpt.synthesis.synthesize import synthesize
@@ -163,3 +166,15 @@ def test_a_manifest_without_measurements_still_gives_a_page(results: Path) -> No
     build_report(results, results / "report", runs=("base",), comparisons=[])
     found = json.loads((results / "report" / "report.json").read_text("utf-8"))["results"]["synthesis"]
     assert found["synthesis: tutor_amp"]["accepted_share"] == 0.85
+
+
+def test_a_synthesis_without_runs_has_a_page(tmp_path: Path) -> None:
+    with FakeServer(ScriptedModel()) as server:
+        synthesize(build_config(tmp_path, server.url, 20), tmp_path / "out")
+    assert finished_runs(tmp_path / "out") == finished_runs(tmp_path) == []
+    page = build_report(tmp_path, tmp_path / "report", runs=[], comparisons=[]).read_text("utf-8")
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections == ["synthesis", "origin", "reading"]
+    assert re.findall(r'href="#(\w+)"', page)[:3] == sections
+    with pytest.raises(DataError, match="no finished run below"):
+        finished_runs(tmp_path / "report")
