@@ -44,7 +44,9 @@ _VERDICTS = {
     "correct": r"correct\b|right\b|正确",
     "wrong": r"wrong\b|incorrect\b|错误|不正确|有误",
 }
-_OTHERWISE = re.compile(r"\W{0,4}(?:or\b|或)|\s?[/|]", re.IGNORECASE)  # the form itself: correct or wrong
+_OTHERWISE = re.compile(
+    r"\W{0,4}(?:or\b|或)|\s?[/|]\s?(?:correct|wrong|accept|refuse)", re.IGNORECASE
+)  # the form
 _AFTER_VERDICT = re.compile(r"^[\s,:;.，：。；*]*(?:[–—-]\s+)?")
 _FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是).*", re.DOTALL)  # of a last line
 Content = TypeVar("Content")

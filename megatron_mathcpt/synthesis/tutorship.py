@@ -34,10 +34,12 @@ from megatron_mathcpt.synthesis.verification import (
 )
 
 _CLAIMS = ("correct", "wrong")
-_NUMBER = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W", re.IGNORECASE)  # at the start of a line
-_NEXT_JUDGEMENT = re.compile(
-    r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))"
-)  # in one line
+_LINE = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W+", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"\W*(?:(?:step\s*|第\s*)(\d{1,3})\s*步?|(\d{1,3})\s*(?:[:：)）、|]|\.\s))\W*?(?=[\w$\\(-]|$)",
+    re.IGNORECASE,
+)
+_NEXT_JUDGEMENT = re.compile(r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
 _JUDGED: dict[str, dict[Language, str]] = {
     "correct": {"en": "Step {number} is right. {why}", "zh": "第{number}步正确。{why}"},
     "wrong": {"en": "Step {number} is wrong. {why}", "zh": "第{number}步有误。{why}"},
@@ -51,20 +53,9 @@ _REFERENCE = re.compile(
 class _Attempt(NamedTuple):
     text: str
     steps: tuple[str, ...]
-    answer: Check  # of its final answer
     false_step: int | None  # the first with a false equation, from 1
-    false_equation: str
-
-    @property
-    def check(self) -> Check:
-        """Wrong for a false equation, too, where the final answer is not."""
-        if self.false_step is None or self.answer.verdict == "wrong":
-            return self.answer
-        return self.answer._replace(verdict="wrong", reason=self.why_false)
-
-    @property
-    def why_false(self) -> str:
-        return f"step {self.false_step} has a false equation: {self.false_equation}"
+    why_false: str
+    check: Check  # of the final answer, or of the false equation where that is not wrong
 
 
 class _Judgement(NamedTuple):
@@ -125,8 +116,12 @@ def _read_attempt(case: Case, reply: Reply) -> _Attempt:
         raise Rejected("empty attempt")
     spans, check = split_steps(text), check_answer(case.seed, text)
     steps = tuple(text[begin:end].strip() for begin, end in spans)
-    false = first_false_step(text, spans) if case.config.verification.equations == "drop" else None
-    return _Attempt(text, steps, check, *((false[0] + 1, false[1]) if false else (None, "")))
+    found = first_false_step(text, spans) if case.config.verification.equations == "drop" else None
+    if found is None:
+        return _Attempt(text, steps, None, "", check)
+    why = f"step {found[0] + 1} has a false equation: {found[1]}"
+    check = check if check.verdict == "wrong" else check._replace(verdict="wrong", reason=why)
+    return _Attempt(text, steps, found[0] + 1, why, check)
 
 
 def _judge(
@@ -143,7 +138,7 @@ def _judge(
     solution = read.parts.get("correction", attempt.text)
     if read.claim == "wrong":
         verdicts.checks["correction"] = check_answer(seed, solution)
-    if read.claim == "correct" and attempt.check != attempt.answer:
+    if read.claim == "correct" and attempt.check.reason == attempt.why_false:
         raise Rejected("false equation in a step", attempt.why_false, text)
     reject_wrong_answers(case, verdicts, text)
     if read.claim == "correct" and settings.right_attempts == "drop":
@@ -179,11 +174,12 @@ def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
     judged = _read_steps(parts["steps"], text)
     wrong = next((number for number, (verdict, _) in enumerate(judged, 1) if verdict == "wrong"), None)
     named = _NUMBER.match(parts.get("wrong_step", ""))
+    number = int(named[1] or named[2]) if named else wrong
     if len(judged) > count or (claim == "correct" and len(judged) < count):
         raise Rejected(
             f"{tags.MALFORMED}not one judgement for each of the steps", f"{len(judged)} of {count}", text
         )
-    if (wrong is None) != (claim == "correct") or (named and int(named[1]) != wrong):
+    if (wrong is None) != (claim == "correct") or number != wrong:
         raise Rejected("verdict contradicts its steps", f"{claim}, first wrong step: {wrong}", text)
     if settings.layout == "prose":
         parts["steps"] = "\n".join(
@@ -200,12 +196,12 @@ def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
     """Return (verdict, reason) of each step: `1: correct, why`, or `1: why: correct`."""
     judged: list[tuple[str, str]] = []
     for line in filter(str.strip, _NEXT_JUDGEMENT.sub("\n", text).splitlines()):
-        number = _NUMBER.match(line)
-        rest = line[number.end() :].strip(" *") if number and int(number[1]) == len(judged) + 1 else ""
+        number = _LINE.match(line)
+        rest = line[number.end() :].strip(" *|") if number and int(number[1]) == len(judged) + 1 else ""
         head, _, tail = rest.rpartition(": ")
         if found := tags.verdict_of(rest, _CLAIMS):
             judged.append(found)
-        elif found := tags.verdict_of(tail, _CLAIMS):
+        elif (found := tags.verdict_of(tail, _CLAIMS)) and _NUMBER.match(line):
             judged.append((found[0], head))
         elif judged:  # a reason of several lines
             judged[-1] = judged[-1][0], f"{judged[-1][1]} {line.strip()}".strip()

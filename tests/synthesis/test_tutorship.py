@@ -158,8 +158,14 @@ def test_a_check_of_each_step_is_written_out() -> None:
         "**Step 1:** Correct. 2 * 4 = 8\n**Step 2:** Incorrect - it",
         "1. 2 * 4 = 8: correct\n2) 8+3: wrong",
         "1: correct, 2 * 4 = 8; 2: wrong, 8 + 3",
+        "1 - correct\n2 - wrong",
+        "| 1 | correct |\n| 2 | wrong | 8 + 3",
+        "(1) Right\n2 + 2 are 4\n(2) Incorrect. 8 + 3",
     ):
         assert checked(LONG, CHECKED.replace("1: correct, 2 * 4 = 8\n2: wrong, 8 + 3", other)).records
+    for why in ("8 + 3 is 11", "Step 2: 8 + 3 is 11", "**2.** 8 + 3 is 11", "第2步：8 + 3 is 11"):
+        said = checked(LONG, CHECKED.replace("2: 8 + 3 is 11", why)).records[0].solution
+        assert "\nThe first wrong step: step 2: 8 + 3 is 11\n" in said
     chinese = ALL_RIGHT.replace("1: correct", "第1步：正确").replace("2: C", "第2步：c")
     assert checked(RIGHT, chinese, seed=CHINESE).records[0].solution.endswith("第2步正确。\n所有步骤都正确。")
 
