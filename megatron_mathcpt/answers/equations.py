@@ -133,10 +133,3 @@ def _agrees(exact: Fraction, written: Fraction, side: str) -> bool:
         if exact * scale == written or (exact * written >= 0 and -unit / 2 <= more < unit and unit):
             return True
     return False
-
-
-def first_false_step(text: str, spans):
-    for n, (a, b) in enumerate(spans):
-        if f := false_equations(text[a:b]):
-            return n, f[0]
-    return None

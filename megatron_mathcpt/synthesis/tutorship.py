@@ -36,7 +36,7 @@ from megatron_mathcpt.synthesis.verification import (
 _CLAIMS = ("correct", "wrong")
 _LINE = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W+", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"\W*(?:(?:step\s*|第\s*)(\d{1,3})\s*步?|(\d{1,3})\s*(?:[:：)）、|]|\.\s))\W*?(?=[\w$\\(-]|$)",
+    r"\W*(?:(?:step\s*|第\s*)(\d{1,3})\s*步?|(\d{1,3})\s*(?:[:：)）、|]|\.(?!\d)))\W*?(?=[\w$\\(-]|$)",
     re.IGNORECASE,
 )
 _NEXT_JUDGEMENT = re.compile(r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
