@@ -80,6 +80,11 @@ _UNITS = {word: Unit((), Fraction(1), word not in _NUMBERS) for word in (*_COUNT
     for word in words.split()
 }
 
+# Of units of measure; a single letter is rather a variable.
+UNIT_FACTORS = {
+    word: unit.factor for word, unit in _UNITS.items() if unit.measures() and (len(word) > 1 or word > "z")
+}
+
 
 def split_unit(text: str, *, bare_letters: bool = False) -> tuple[str, Unit | None]:
     """Split a normalised answer into value and unit; `bare_letters`: the other answer is a plain number."""

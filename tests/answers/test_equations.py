@@ -20,13 +20,13 @@ from megatron_mathcpt.answers.equations import false_equations
         ("共有3+4=8个", ["3+4 = 8"]),
         ("(3+4=8)", ["3+4 = 8"]),
         ("1,000 + 1 = 1,002", ["1000 + 1 = 1002"]),
-        (r"\frac{1}{2}+\frac{1}{3}=\frac{2}{5}", ["((1)/(2))+((1)/(3)) = ((2)/(5))"]),
+        (r"\frac{1}{2}+\frac{1}{3}=\frac{2}{5}", [r"\frac{1}{2}+\frac{1}{3} = \frac{2}{5}"]),
         ("100 – 90 = 20 pots", ["100 - 90 = 20"]),
         ("He gets -3 + 5 = 1.", []),  # perhaps the end of another
         ("-3 + 5 = 1, so it is 1", ["-3 + 5 = 1"]),
         ("- 12 * 3 = 35", ["12 * 3 = 35"]),
         ("He has 5 apples + 6 apples = 12 apples.", ["5 + 6 = 12"]),
-        (r"\[ \frac{6 \times 5}{2} = 30 \]", ["((6 * 5)/(2)) = 30"]),
+        (r"\[ \frac{6 \times 5}{2} = 30 \]", [r"\frac{6 * 5}{2} = 30"]),
         (r"\begin{align*} 3 \cdot 5 &= 14 \\ 14+1 &= 15 \end{align*}", ["3 * 5 = 14"]),
         ("Profit: $50 - $35 = $25 (a day)", ["50 -  35 = 25"]),
         ("**12 + 7 = 20**", ["12 + 7 = 20"]),
@@ -34,7 +34,7 @@ from megatron_mathcpt.answers.equations import false_equations
         ("6 plus 7 equals 12", ["6+7 = 12"]),
         ("一共有25＋36＝51（人），20减去8等于11", ["25+36 = 51", "20-8 = 11"]),
         ("180° - 90° - 35° = 65°", ["180 - 90 - 35 = 65"]),
-        ("100 / 3 ≈ 33.9", ["100 / 3 = 33.9"]),
+        ("100 / 3 ≈ 33.9", ["100 / 3 ≈ 33.9"]),
     ],
 )
 def test_false_equations_are_found(text: str, expected: list[str]) -> None:
@@ -58,7 +58,7 @@ def test_false_equations_are_found(text: str, expected: list[str]) -> None:
         r"\log 100 = 2; 1 + 1 = 10 in base 2; $1 = 100 cents",
         "If 2 + 2 = 5, all is true. We try 3 + 4 = 8. 3 : 4 = 6 : 8",
         "3 hours + 30 minutes = 210 minutes, (1) 3 + 4 = 7 (2) 5 + 6 = 11",
-        "1/0 = 5, 2 3 = 6, 9^999 = 1",
+        "1/0 = 5, 2 3 = 6, 9^9999 = 1",
     ],
 )
 def test_true_and_unread_equations_are_passed_over(text: str) -> None:
