@@ -1,2 +1,0 @@
-def operation_similarity(first: str, second: str) -> float | None:
-    return None
