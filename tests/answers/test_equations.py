@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from megatron_mathcpt.answers.equations import false_equations
+from megatron_mathcpt.answers.equations import false_equations, first_false_step
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,27 @@ from megatron_mathcpt.answers.equations import false_equations
         ("一共有25＋36＝51（人），20减去8等于11", ["25+36 = 51", "20-8 = 11"]),
         ("180° - 90° - 35° = 65°", ["180 - 90 - 35 = 65"]),
         ("100 / 3 ≈ 33.9", ["100 / 3 ≈ 33.9"]),
+        ("48 divided by 2 is 25", ["48/2 = 25"]),
+        ("which is 12 × 3 = 35 dollars", ["12 * 3 = 35"]),
+        ("5+6=12个", ["5+6 = 12"]),
+        ("The sum of 3 and 4 is 8; half of 10 is 6; 3的2倍是7", ["3+4 = 8", "1/2*10 = 6", "3*2 = 7"]),
+        (
+            r"\sqrt{16} = 5, 5! = 100 and \binom{5}{2} = 11",
+            [r"\sqrt{16} = 5", "5! = 100", r"\binom{5}{2} = 11"],
+        ),
+        (r"\begin{aligned} x &= 3 + 4 \\ &= 8 \end{aligned}", ["3 + 4 = 8"]),
+        (r"$$\begin{align*} 12 \cdot 5 &= 60 \\ &= 61. \end{align*}$$", ["60 = 61"]),
+        ("3 hours × 60 minutes = 190 minutes", ["3 * 60 = 190"]),
+        ("10 floors * 10 rooms/floor = 101 rooms", ["10 * 10 = 101"]),
+        ("2 red hats + 3 hats = 6 hats are sold", ["2 + 3 = 6"]),
+        ("a total of 14 + 8 = 23 meters of fence", ["14 + 8 = 23"]),
+        (r"there are $200/4=\boxed{51}$ squares", ["200/4 = 51"]),
+        (r"1\frac{1}{2} + 1 = 3\frac{1}{2}", [r"1\frac{1}{2} + 1 = 3\frac{1}{2}"]),
+        ("366÷7=53（周）……2（天）", ["366 = 7*53+2"]),
+        (r"$3+4=7$  $7+5=13$ and $-3+5=1$", ["7+5 = 13", "-3+5 = 1"]),
+        ("100% - 40% = 61% of the students", ["100% - 40% = 61%"]),
+        (r"${{2}^{10}}=1025$, $7 \cdot 2$ is $15,$ and so on", ["{{2}^{10}} = 1025", "7 * 2 = 15"]),
+        ("甲有25－10＝16人，如果再来5人", ["25-10 = 16"]),
     ],
 )
 def test_false_equations_are_found(text: str, expected: list[str]) -> None:
@@ -59,14 +80,44 @@ def test_false_equations_are_found(text: str, expected: list[str]) -> None:
         "If 2 + 2 = 5, all is true. We try 3 + 4 = 8. 3 : 4 = 6 : 8",
         "3 hours + 30 minutes = 210 minutes, (1) 3 + 4 = 7 (2) 5 + 6 = 11",
         "1/0 = 5, 2 3 = 6, 9^9999 = 1",
+        "Wait, 2 + 3 = 6 is wrong. 2 + 4 = 7? No. 2 + 5 = 8, wait, that is 7.",
+        "2 feet + 6 inches = 30 inches, 3米+20厘米=320厘米, 2 dozen = 24, 5 quarters * 25 cents = $1.25",
+        "11 am + 3 hours = 2 pm",
+        "12 eggs = 1 * 12 eggs = 1 dozen, since 4/7 is equal to $24, a cup = 8 ounces",
+        r"x_1^2 = 144, C_{5}^{2} = 10, \begin{pmatrix} 1 \\ 0 \end{pmatrix} = 5, \left[\frac{7}{2}\right] = 3",
+        r"$2 ◆ 3 = 2 \times 3 + 3 = 9$ and $4 * 3 = 2(4)+3(3) = 17$",
+        "25 / 1/3 = 75, 2 1/2 + 1 = 3.5, 16 + 12 = $28 million",
+        "the average of 3 and 4 + 5 = 6, 100 / 6 = 16 and 2/3, he was 5 in 2019 and 3 is 2 less than 5",
+        "3+4=7!, (28,365)=1, 2 + 3 = 5 < 6",
     ],
 )
 def test_true_and_unread_equations_are_passed_over(text: str) -> None:
     assert false_equations(text) == []
 
 
+def test_the_first_false_step_is_found_however_the_text_is_cut() -> None:
+    text = "First 2 + 3 = 5.\nThen 5 + 4\n= 10.\nSo 10 + 1 = 12."
+    begins = [0, 17, 28, 35]
+    spans = [*zip(begins, [*begins[1:], len(text)], strict=True)]
+    assert first_false_step(text, spans) == (2, "5 + 4 = 10")  # its result is there
+    assert first_false_step(text, [(0, 17), (17, len(text))]) == (1, "5 + 4 = 10")
+    assert first_false_step(text, [(0, len(text))]) == (0, "5 + 4 = 10")
+    assert first_false_step("2 + 3 = 5", [(0, 9)]) is None
+    words = "It costs 3 hours × 60 minutes = 190 minutes.\nSo 48 divided by 2 is 25."
+    assert first_false_step(words, [(0, 45), (45, len(words))]) == (0, "3 * 60 = 190")
+    assert first_false_step(words.replace("190", "180"), [(0, 45), (45, len(words))]) == (1, "48/2 = 25")
+
+
 def test_hostile_texts_take_linear_time() -> None:
-    for text in ("(" * 10**5, "1=2" * 30_000, "1+" * 50_000, "\\frac{1}{" * 20_000, "= " * 50_000):
+    for text in (
+        "(" * 10**5,
+        "1=2" * 30_000,
+        "1+" * 50_000,
+        "\\frac{1}{" * 20_000,
+        "= " * 50_000,
+        "1 " * 50_000 + "=",
+        "1 a" * 30_000,
+    ):
         start = time.process_time()
         false_equations(text)
         assert time.process_time() - start < 5
