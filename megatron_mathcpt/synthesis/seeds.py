@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.archives import spelling
-from megatron_mathcpt.formats.files import list_files, open_json, split_lines
+from megatron_mathcpt.formats.files import list_files, numbered_lines, open_json
 from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import Written, decode_object
@@ -127,30 +127,25 @@ def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]
 def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:
     """Yield (file:line, JSON) of all records that are not blank; of an array or table, file:number."""
     for path in (path for given in seeds.paths for path in list_files(given, "seeds")):
-        following = 1  # the number of the record that is being read
-        try:
-            for number, line in _lines(path):
-                following = number
-                if isinstance(line, DataError):
-                    raise line
-                if line.strip():
-                    yield f"{path}:{number}", line
-                following = number + 1
-        except DataError as error:
-            raise DataError(f"{path}:{following}: {error}") from error
+        is_table = spelling(path).endswith((".parquet", ".arrow"))
+        is_document, blocks = (False, iter(())) if is_table else open_json(path)
+        if is_table or is_document:
+            lines = _numbered(path, table_lines(path) if is_table else split_array(blocks))
+        else:
+            lines = numbered_lines(path)
+        yield from ((f"{path}:{number}", line) for number, line in lines if line.strip())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
-    """Numbered lines of a file, or records of a table or an array."""
-    if spelling(path).endswith((".parquet", ".arrow")):
-        yield from enumerate(table_lines(path), 1)
-        return
-    document, blocks = open_json(path)
-    if document:
-        yield from enumerate(split_array(blocks), 1)
-        return
-    for first, lines in split_lines(blocks):
-        yield from enumerate(lines, first)
+def _numbered(path: Path, records: Iterator[bytes | DataError]) -> Iterator[tuple[int, bytes]]:
+    number = 1
+    try:
+        for record in records:
+            if isinstance(record, DataError):
+                raise record
+            yield number, record
+            number += 1
+    except DataError as error:
+        raise DataError(f"{path}:{number}: {error}") from error
 
 
 def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:

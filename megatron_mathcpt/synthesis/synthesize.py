@@ -23,7 +23,7 @@ import orjson
 
 from megatron_mathcpt.config.sampling import Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError
+from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError, writing
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
@@ -111,22 +111,18 @@ class _Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder and make its folders; what the disk refuses in the block is a `DataError`."""
+        """Lock the folder and make its folders, for as long as the run writes to them."""
         folders = [".store", *self.config.chosen]
         files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
         files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
         claim_folder(self.folder.parent, KIND)
-        with locked_folder(self.folder, KIND, [*folders, LOGS, *files]):
-            try:
-                for name in folders:
-                    (self.folder / name).mkdir(exist_ok=True)
-                for path in (self.folder / name for name in files):
-                    if path.exists() and not path.is_file():
-                        raise DataError(f"{path}: is no file of a run; remove it")
-                yield
-            except OSError as error:
-                problem = f"{error.filename or self.folder}: cannot be written ({error.strerror or error})"
-                raise DataError(f"{problem}; make room and start again, every reply is kept") from error
+        with locked_folder(self.folder, KIND, [*folders, LOGS, *files]), writing(self.folder):
+            for name in folders:
+                (self.folder / name).mkdir(exist_ok=True)
+            for path in (self.folder / name for name in files):
+                if path.exists() and not path.is_file():
+                    raise DataError(f"{path}: is no file of a run; remove it")
+            yield
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -148,7 +144,7 @@ class _Run:
                 self.clients[name] = client
                 if accept_model:
                     self.store.forget(f"replies as {name}")
-            for method in _conversing(self.config):
+            for method in (name for name in CONVERSATIONS if name in self.config.chosen):
                 if not self.stopped:
                     await self._run_cases(method)
                 # Refused before others were answered: whether the prompt is at fault is known now.
@@ -297,7 +293,7 @@ class _Run:
                 else:
                     bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
         spent = self.store.spent(method)
-        cost = sum(self.config.servers[name].cost(*used[1:3]) for name, used in spent.items())
+        cost = Meter(self.config, spent).cost
         requests, *used = map(sum, zip(*spent.values(), (0, 0, 0, 0), strict=True))
         return {
             "outcomes": ends.total(),
@@ -335,10 +331,6 @@ def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
         repair = read_prompt("repair", seed.language, config.prompts)
         shown["after a reply that cannot be read"] = repair.render({"problem": "no <check>"}).as_messages()
     return shown
-
-
-def _conversing(config: SynthesisConfig) -> list[str]:
-    return [name for name in CONVERSATIONS if name in config.chosen]
 
 
 def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
