@@ -243,7 +243,7 @@ class _Run:
             reply = await self.clients[request.server].send(body)
             if is_unanswered(reply):
                 return reply  # not stored, so that the next run retries it
-            self.meter.pay(request.server, reply)
+            self.meter.pay(request.server, reply.prompt_tokens, reply.completion_tokens)
         if server.structured_output and request.tags:
             reply = use_tags(reply, request.tags)
         # A server restarted with another model would mix the records of two.
