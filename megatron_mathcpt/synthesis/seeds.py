@@ -1,11 +1,12 @@
 """The seeds of a synthesis: problems of any files, selected, counted, and divided into shards.
 
 Files are read as a stream, many times; of a record only numbers are kept in memory: whether it is a seed, and
-while it is chosen where its id's hash lies. A line that is no problem is refused with file and line, as a
+while seeds are chosen the rank of its id. A line that is no problem is refused with file and line, as a
 paid-for record must not be lost by a typing error.
 """
 
 import hashlib
+import math
 import re
 from array import array
 from collections import Counter
@@ -78,7 +79,7 @@ class SeedSet:
 def check_seeds(config: SynthesisConfig) -> SeedSet:
     """Read and choose all seeds; raises `DataError` for a bad line, or if there is no seed."""
     seeds, digest, read = config.seeds, hashlib.sha256(), 0
-    chosen, hashes, dropped = bytearray(), array("d"), Counter[str]()
+    ranks, dropped = array("d"), Counter[str]()
     # Without requests nothing is paid for, so a bad line may as well be found later, and parsing is spared.
     check = bool(config.asked) or seeds.choosing
     for place, line in _rows(seeds):
@@ -89,13 +90,13 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
             continue
         reason = drop_reason(seed, seeds.select) if seeds.select else None
         dropped.update([reason] if reason else [])
-        chosen.append(reason is None)
-        if seeds.count and not reason:
-            hashes.append(id_rank(seed.id))
-    if seeds.count and seeds.count < len(hashes):
-        dropped["not_in_count"] = len(hashes) - seeds.count
-        _keep_lowest(chosen, hashes, seeds.count)
-    found = SeedSet(seeds, digest.hexdigest(), bytes(chosen) if seeds.choosing else None, read, dict(dropped))
+        ranks.append(math.inf if reason else id_rank(seed.id))
+    chosen, left = np.zeros(len(ranks), np.uint8), read - dropped.total()
+    chosen[np.argsort(ranks, kind="stable")[:left][: seeds.count]] = 1  # of equal ranks the first
+    if seeds.count and seeds.count < left:
+        dropped["not_in_count"] = left - seeds.count
+    kept = chosen.tobytes() if seeds.choosing else None
+    found = SeedSet(seeds, digest.hexdigest(), kept, read, dict(dropped))
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items()))
     said = f"{read:,} records read, {found.count:,} selected" + (f", dropped: {reasons}" if reasons else "")
     if not read:
@@ -104,14 +105,6 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
         raise DataError(f"seeds: none left ({said}); select more")
     _LOG.info("seeds: %s", said)
     return found
-
-
-def _keep_lowest(chosen: bytearray, hashes: "array[float]", count: int) -> None:
-    """Unmark all of `chosen` but the `count` of the lowest hashes; of equal ones the first are kept."""
-    kept = np.sort(np.argsort(np.frombuffer(hashes), kind="stable")[:count])
-    places = np.flatnonzero(np.frombuffer(chosen, np.bool_))[kept]
-    chosen[:] = bytes(len(chosen))
-    np.frombuffer(chosen, np.uint8)[places] = 1
 
 
 def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]]:

@@ -14,7 +14,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhanc
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
 from megatron_mathcpt.synthesis.quality import MEASURED, Quality
-from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
+from megatron_mathcpt.synthesis.replies import use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.servers import LOGS
 from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
@@ -81,10 +81,10 @@ def synthesize(
     return summary
 
 
-def check_answered(rows: Iterable[tuple[str, str, str | int]]) -> None:
-    """Raise `ServerError` if rows of (method, what, number) say that cases got no reply."""
-    lost = [f"{method}: {number} {what}" for method, what, number in rows if what.startswith(UNANSWERED)]
-    if lost:
+def check_answered(methods: Mapping[str, JsonObject]) -> None:
+    """Raise `ServerError` if the summaries of methods say that cases got no reply."""
+    pairs = ((name, *pair) for name, made in methods.items() for pair in made["unanswered"].items())
+    if lost := [f"{method}: {count} {why}" for method, why, count in pairs]:
         raise ServerError(f"cases without a reply ({'; '.join(lost)}); start again, all others are kept")
 
 
@@ -215,9 +215,8 @@ class _Run:
             replies = tuple(task.result() for task in tasks)
             if failed := next(filter(is_unanswered, replies), None):
                 # No outcome: the next start resumes here.
-                reason = failed.error or UNANSWERED
-                self.unanswered[case.method][reason] += 1
-                return reason, 0
+                self.unanswered[case.method][str(failed.error)] += 1
+                return failed.error, 0
             thoughts += [reply.reasoning for reply in replies]
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
