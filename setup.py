@@ -64,7 +64,7 @@ setup(
         "gpu": [*TRAIN, "transformer-engine[core-cu13,pytorch]>=2.9,<2.13"],  # see launch/constraints.txt
         "eval": ["lm-eval[api,math]>=0.4.13", "transformers>=4.57", "math-verify>=0.8", "accelerate"],
         "vllm": ["lm-eval[api,math,vllm]>=0.4.13", "math-verify>=0.8"],  # evaluation with vLLM, on GPUs
-        "synthesis": ["aiohttp>=3.11", "math-verify>=0.8"],
+        "synthesis": ["aiohttp>=3.14", "math-verify>=0.8"],  # which unpacks replies piece by piece
         "tables": ["pyarrow"],  # sources as Parquet or Arrow files; eval brings it too
         "search": ["scipy"],  # fits of a mixture search; eval brings it too
         "s3": ["s3fs"],  # sources as s3://BUCKET/...

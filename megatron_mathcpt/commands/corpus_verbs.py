@@ -203,12 +203,11 @@ def synthesize(
         servers = served(settings, load_config(serve, SynthesisServers), out / part.folder)
     with servers as connect:
         summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-    rows = [*stage.summary_rows(summary["methods"])]
     title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
-    print_table(("method", "what", "number"), rows, title, bare=True)
+    print_table(("method", "what", "number"), stage.summary_rows(summary["methods"]), title, bare=True)
     _show_quality(summary["methods"])
     echo(f"Plots, reasons and samples, once it is complete: mathcpt report {shlex.quote(str(out))}")
-    stage.check_answered(rows)
+    stage.check_answered(summary["methods"])
 
 
 def _show_quality(methods: "dict[str, JsonObject]") -> None:

@@ -94,9 +94,8 @@ class Quality:
             for what, value in (("tokens", size), ("steps", count_steps(problem.solution))):
                 least = _LEAST[what][bisect_right(_LEAST[what], value) - 1]
                 self._found[f"{what}_{when}"][str(least)] += 1
-        rank = id_rank(seed.id)
-        if made and (rank in self._pairs or len(self._pairs) < _FIVE or rank < max(self._pairs)):
-            pair = self._pairs.setdefault(rank, {"seed": _cut(vars(seed)), "records": []})
+        if made:
+            pair = self._pairs.setdefault(id_rank(seed.id), {"seed": _cut(vars(seed)), "records": []})
             pair["records"] = [*pair["records"], *(_cut(vars(one)) for one in made)][:_THREE]
             if len(self._pairs) > _FIVE:
                 del self._pairs[max(self._pairs)]

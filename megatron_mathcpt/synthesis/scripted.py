@@ -5,7 +5,6 @@ alone. Half of the student's attempts have a wrong last step, which the teacher 
 has the format of synthesized data but is worth nothing as such: for rehearsals and tests only.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,7 +13,7 @@ import orjson
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.records import Language, Problem, response_text
+from megatron_mathcpt.records import Language, Problem, id_rank, response_text
 from megatron_mathcpt.synthesis.client import Client
 from megatron_mathcpt.synthesis.method import Reply
 from megatron_mathcpt.synthesis.seeds import SeedShard, check_seeds, read_seeds
@@ -46,7 +45,7 @@ def scripted_client(config: SynthesisConfig, variants: Sequence[Problem]) -> Cal
         if found.re is _GIVEN:
             expands = "<question_1>" in found[2]
             return _expand(problem, new[problem.language]) if expands else _diversify(problem)
-        return _attempt(problem) if model in students and _number(f"{seed}{prompt}") % 2 else _solved(problem)
+        return _attempt(problem) if model in students and id_rank(f"{seed}{prompt}") % 2 else _solved(problem)
 
     return lambda name, server: _ScriptedClient(name, server, reply)
 
@@ -72,7 +71,7 @@ class _ScriptedClient(Client):
 def _expand(problem: Problem, choices: Sequence[Problem]) -> str:
     if len(choices) < 2:
         return "I cannot think of a problem."
-    first = _number(problem.question) % len(choices)
+    first = id_rank(problem.question) % len(choices)
     new = (choices[first], choices[(first + len(choices) // 2) % len(choices)])
     pairs = "\n".join(
         f"<question_{n}>{variant.question}</question_{n}>\n<solution_{n}>{_solved(variant)}</solution_{n}>"
@@ -114,8 +113,3 @@ def _attempt(problem: Problem) -> str:
     wrong = str(int(problem.answer) + 1) if re.fullmatch(r"-?\d{1,18}", problem.answer) else "0"
     head, equals, _ = last.rpartition("=")
     return _solved(problem, "\n".join([*before, f"{head}{equals} {wrong}".strip()]), wrong)
-
-
-def _number(text: str) -> int:
-    # Not `hash`, which differs between processes.
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

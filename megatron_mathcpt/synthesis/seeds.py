@@ -1,11 +1,12 @@
 """The seeds of a synthesis: problems of any files, selected, counted, and divided into shards.
 
 Files are read as a stream, many times; of a record only numbers are kept in memory: whether it is a seed, and
-while it is chosen where its id's hash lies. A line that is no problem is refused with file and line, as a
+while seeds are chosen the rank of its id. A line that is no problem is refused with file and line, as a
 paid-for record must not be lost by a typing error.
 """
 
 import hashlib
+import math
 import re
 from array import array
 from collections import Counter
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from megatron_mathcpt.config.synthesis import Seeds, SynthesisConfig
 from megatron_mathcpt.errors import DataError, first_error
 from megatron_mathcpt.formats.archives import spelling
-from megatron_mathcpt.formats.files import list_files, open_json, split_lines
+from megatron_mathcpt.formats.files import list_files, numbered_lines, open_json
 from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import Written, decode_object
@@ -78,7 +79,7 @@ class SeedSet:
 def check_seeds(config: SynthesisConfig) -> SeedSet:
     """Read and choose all seeds; raises `DataError` for a bad line, or if there is no seed."""
     seeds, digest, read = config.seeds, hashlib.sha256(), 0
-    chosen, hashes, dropped = bytearray(), array("d"), Counter[str]()
+    ranks, dropped = array("d"), Counter[str]()
     # Without requests nothing is paid for, so a bad line may as well be found later, and parsing is spared.
     check = bool(config.asked) or seeds.choosing
     for place, line in _rows(seeds):
@@ -89,13 +90,13 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
             continue
         reason = drop_reason(seed, seeds.select) if seeds.select else None
         dropped.update([reason] if reason else [])
-        chosen.append(reason is None)
-        if seeds.count and not reason:
-            hashes.append(id_rank(seed.id))
-    if seeds.count and seeds.count < len(hashes):
-        dropped["not_in_count"] = len(hashes) - seeds.count
-        _keep_lowest(chosen, hashes, seeds.count)
-    found = SeedSet(seeds, digest.hexdigest(), bytes(chosen) if seeds.choosing else None, read, dict(dropped))
+        ranks.append(math.inf if reason else id_rank(seed.id))
+    chosen, left = np.zeros(len(ranks), np.uint8), read - dropped.total()
+    chosen[np.argsort(ranks, kind="stable")[:left][: seeds.count]] = 1  # of equal ranks the first
+    if seeds.count and seeds.count < left:
+        dropped["not_in_count"] = left - seeds.count
+    kept = chosen.tobytes() if seeds.choosing else None
+    found = SeedSet(seeds, digest.hexdigest(), kept, read, dict(dropped))
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items()))
     said = f"{read:,} records read, {found.count:,} selected" + (f", dropped: {reasons}" if reasons else "")
     if not read:
@@ -104,14 +105,6 @@ def check_seeds(config: SynthesisConfig) -> SeedSet:
         raise DataError(f"seeds: none left ({said}); select more")
     _LOG.info("seeds: %s", said)
     return found
-
-
-def _keep_lowest(chosen: bytearray, hashes: "array[float]", count: int) -> None:
-    """Unmark all of `chosen` but the `count` of the lowest hashes; of equal ones the first are kept."""
-    kept = np.sort(np.argsort(np.frombuffer(hashes), kind="stable")[:count])
-    places = np.flatnonzero(np.frombuffer(chosen, np.bool_))[kept]
-    chosen[:] = bytes(len(chosen))
-    np.frombuffer(chosen, np.uint8)[places] = 1
 
 
 def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]]:
@@ -127,30 +120,25 @@ def read_seeds(found: SeedSet, shard: SeedShard) -> Iterator[tuple[int, Problem]
 def _rows(seeds: Seeds) -> Iterator[tuple[str, bytes]]:
     """Yield (file:line, JSON) of all records that are not blank; of an array or table, file:number."""
     for path in (path for given in seeds.paths for path in list_files(given, "seeds")):
-        following = 1  # the number of the record that is being read
-        try:
-            for number, line in _lines(path):
-                following = number
-                if isinstance(line, DataError):
-                    raise line
-                if line.strip():
-                    yield f"{path}:{number}", line
-                following = number + 1
-        except DataError as error:
-            raise DataError(f"{path}:{following}: {error}") from error
+        is_table = spelling(path).endswith((".parquet", ".arrow"))
+        is_document, blocks = (False, iter(())) if is_table else open_json(path)
+        if is_table or is_document:
+            lines = _numbered(path, table_lines(path) if is_table else split_array(blocks))
+        else:
+            lines = numbered_lines(path)
+        yield from ((f"{path}:{number}", line) for number, line in lines if line.strip())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
-    """Numbered lines of a file, or records of a table or an array."""
-    if spelling(path).endswith((".parquet", ".arrow")):
-        yield from enumerate(table_lines(path), 1)
-        return
-    document, blocks = open_json(path)
-    if document:
-        yield from enumerate(split_array(blocks), 1)
-        return
-    for first, lines in split_lines(blocks):
-        yield from enumerate(lines, first)
+def _numbered(path: Path, records: Iterator[bytes | DataError]) -> Iterator[tuple[int, bytes]]:
+    number = 1
+    try:
+        for record in records:
+            if isinstance(record, DataError):
+                raise record
+            yield number, record
+            number += 1
+    except DataError as error:
+        raise DataError(f"{path}:{number}: {error}") from error
 
 
 def _parse_seed(place: str, line: bytes, fields: dict[str, str]) -> Problem:

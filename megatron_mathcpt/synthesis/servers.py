@@ -9,16 +9,13 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from http.client import HTTPException
-from itertools import chain
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from socket import create_server, gethostbyname
 from threading import Event, Thread
 from typing import NamedTuple
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
 
 from megatron_mathcpt.config.cluster import ModelServer, SynthesisServers
 from megatron_mathcpt.config.sampling import Server
@@ -49,9 +46,14 @@ def served(
     if missing := [name for name in used if name not in plan.servers]:
         known = ", ".join(plan.servers)
         raise ConfigError(f"servers.{missing[0]}: the servers that are started are only {known}; add it")
-    hosts, ports = _job_hosts({name: plan.servers[name] for name in used}), _free_ports()
-    planned = (plan_programs(name, config.servers[name], plan.servers[name], hosts, ports) for name in used)
-    servers = _Servers(plan, [*chain.from_iterable(planned)], folder / LOGS)
+    hosts = _job_hosts({name: plan.servers[name] for name in used})
+    with closing(_free_ports()) as ports:
+        programs = [
+            program
+            for name in used
+            for program in plan_programs(name, config.servers[name], plan.servers[name], hosts, ports)
+        ]
+    servers = _Servers(plan, programs, folder / LOGS)
     before = {number: signal.signal(number, servers.leave) for number in _ENDS}
     try:
         yield servers.connect
@@ -160,14 +162,12 @@ class _Servers:
 
     def watch(self) -> None:
         """End this process once a server has failed: requests would only wait for it."""
-        limit, due = self.plan.silence_timeout_seconds, 0.0
+        limit = self.plan.silence_timeout_seconds
         heard = {one: time.monotonic() for one in self.programs if one.url}
-        while not self.closing.wait(1):
-            failed, now = self.find_ended(), time.monotonic()
-            if now > due:
-                due = now + limit / 20
-                heard |= {one: time.monotonic() for one in heard if _answers(one.url)}
-            if failed := failed or next((one for one in heard if now - heard[one] > limit), None):
+        while not self.closing.wait(min(5, limit / 20)):
+            heard |= {one: time.monotonic() for one in heard if _answers(one.url)}
+            silent = (one for one, last in heard.items() if time.monotonic() - last > limit)
+            if failed := self.find_ended() or next(silent, None):
                 self.lost = True
                 print_error(self.explain(failed, f"no answer in {limit:g} s (silence_timeout_seconds)"))
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -209,26 +209,20 @@ def _job_hosts(servers: Mapping[str, ModelServer]) -> dict[str, str]:
     return found
 
 
-def _free_ports() -> Iterator[int]:
-    given: set[int] = set()
-    while True:
-        with create_server(("", 0)) as one:
-            port = one.getsockname()[1]
-        if port not in given:
-            given.add(port)
-            yield port
+def _free_ports() -> Generator[int]:
+    with ExitStack() as stack:  # taken until all are known, so that no two are the same
+        while True:
+            yield stack.enter_context(create_server(("", 0))).getsockname()[1]
 
 
 def _answers(url: str) -> bool:
     """Whether both pages are answered; one that the server has not got, or wants a key for, is."""
-    browser = build_opener(ProxyHandler({}))  # never by a proxy of the site
-    for page in ("/health", "/v1/models"):
-        try:
-            with browser.open(url + page, timeout=10):
-                pass
-        except HTTPError as error:
-            if error.code >= 500:  # such as loading, or an engine that died
-                return False
-        except (OSError, ValueError, HTTPException):
-            return False
+    try:
+        for page in ("/health", "/v1/models"):
+            with closing(HTTPConnection(url.removeprefix("http://"), timeout=10)) as connection:
+                connection.request("GET", page)
+                if connection.getresponse().status >= 500:  # such as loading, or an engine that died
+                    return False
+    except (OSError, HTTPException):
+        return False
     return True

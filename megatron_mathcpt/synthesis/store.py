@@ -79,8 +79,8 @@ class Store:
                     raise DataError(f"{path}: of another version of this package; choose another --out")
                 base.executescript(_SCHEMA)
                 store = cls(base)
-                for name, count in store.remove_damaged() if identity else ():
-                    _LOG.warning("%s: %d damaged %s removed, to be made again", path, count, name)
+                if identity:
+                    store.remove_damaged(path)
                 for name, value in identity.items():
                     if store.remember(name, value) != value:
                         raise DataError(f"{name}: not those of the run in {folder}; choose another --out")
@@ -89,19 +89,20 @@ class Store:
             kind = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
             raise DataError(f"{path}: {one_line(str(error))}; {_REMEDIES.get(kind, _DAMAGED)}") from error
 
-    def remove_damaged(self) -> Iterator[tuple[str, int]]:
-        """Remove damaged rows, counted by table; raises `sqlite3.Error` if anything else is damaged."""
+    def remove_damaged(self, path: Path) -> None:
+        """Remove damaged rows; raises `sqlite3.Error` if anything else is damaged."""
         if (found := self._base.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"damaged ({found})")
         for table in ("identity", "outcomes", "requests"):
             rows = self._select(f"rowid, * FROM {table}")
             damaged = [(row,) for row, *values, checksum in rows if checksum != _checksum(values)]
-            if damaged and table == "identity":
-                raise sqlite3.DatabaseError("damaged, or of another version of this package")
+            if not damaged:
+                continue
+            if table == "identity":
+                raise sqlite3.DatabaseError("damaged")
+            _LOG.warning("%s: %d damaged %s removed, to be made again", path, len(damaged), table)
             self._base.executemany(f"DELETE FROM {table} WHERE rowid = ?", damaged)
-            if damaged:
-                yield table, len(damaged)
-            if damaged and table == "requests":  # an outcome without its replies could not be traced
+            if table == "requests":  # an outcome without its replies could not be traced
                 there = "value NOT IN (SELECT key FROM requests)"
                 lacking = f"SELECT 1 FROM json_each(outcome, '$.requests') WHERE {there}"
                 self._base.execute(f"DELETE FROM outcomes WHERE EXISTS ({lacking})")
@@ -128,14 +129,13 @@ class Store:
 
     def find_request(self, key: str) -> Mapping[str, object]:
         """Return body, text, error and reasoning of a request; nothing if it got no reply."""
-        row = self._select("* FROM requests WHERE key = ?", key).fetchone()
-        if row and row[-1] != _checksum(row[:-1]):
+        if not (row := self._select("* FROM requests WHERE key = ?", key).fetchone()):
+            return {}
+        if row[-1] != _checksum(row[:-1]):
             raise sqlite3.DatabaseError(f"request {key} is damaged")
-        names = ("text", "error", "reasoning")
-        shown = (
-            [dict(zip(names, one, strict=True)) for one in (row[4:7], *orjson.loads(row[10]))] if row else []
-        )
-        return {"request": orjson.loads(row[3]), **shown[0], "others": shown[1:]} if row else {}
+        choices = (row[4:7], *orjson.loads(row[10]))
+        first, *others = [dict(zip(("text", "error", "reasoning"), one, strict=True)) for one in choices]
+        return {"request": orjson.loads(row[3]), **first, "others": others}
 
     def keep_reply(self, key: str, method: str, server: str, body: bytes, reply: Reply) -> None:
         # Ignored if it is there: a seed that is twice in the input may make a request twice at the same time.

@@ -14,7 +14,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ import orjson
 
 from megatron_mathcpt.config.sampling import Server
 from megatron_mathcpt.config.synthesis import SynthesisConfig
-from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError
+from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, ServerError, writing
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
@@ -34,7 +34,7 @@ from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhanc
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
 from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
 from megatron_mathcpt.synthesis.quality import MEASURED, Quality
-from megatron_mathcpt.synthesis.replies import UNANSWERED, use_tags
+from megatron_mathcpt.synthesis.replies import use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
 from megatron_mathcpt.synthesis.servers import LOGS
 from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
@@ -81,10 +81,10 @@ def synthesize(
     return summary
 
 
-def check_answered(rows: Iterable[tuple[str, str, str | int]]) -> None:
-    """Raise `ServerError` if rows of (method, what, number) say that cases got no reply."""
-    lost = [f"{method}: {number} {what}" for method, what, number in rows if what.startswith(UNANSWERED)]
-    if lost:
+def check_answered(methods: Mapping[str, JsonObject]) -> None:
+    """Raise `ServerError` if the summaries of methods say that cases got no reply."""
+    pairs = ((name, *pair) for name, made in methods.items() for pair in made["unanswered"].items())
+    if lost := [f"{method}: {count} {why}" for method, why, count in pairs]:
         raise ServerError(f"cases without a reply ({'; '.join(lost)}); start again, all others are kept")
 
 
@@ -111,22 +111,18 @@ class _Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder and make its folders; what the disk refuses in the block is a `DataError`."""
+        """Lock the folder and make its folders, for as long as the run writes to them."""
         folders = [".store", *self.config.chosen]
         files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
         files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
         claim_folder(self.folder.parent, KIND)
-        with locked_folder(self.folder, KIND, [*folders, LOGS, *files]):
-            try:
-                for name in folders:
-                    (self.folder / name).mkdir(exist_ok=True)
-                for path in (self.folder / name for name in files):
-                    if path.exists() and not path.is_file():
-                        raise DataError(f"{path}: is no file of a run; remove it")
-                yield
-            except OSError as error:
-                problem = f"{error.filename or self.folder}: cannot be written ({error.strerror or error})"
-                raise DataError(f"{problem}; make room and start again, every reply is kept") from error
+        with locked_folder(self.folder, KIND, [*folders, LOGS, *files]), writing(self.folder):
+            for name in folders:
+                (self.folder / name).mkdir(exist_ok=True)
+            for path in (self.folder / name for name in files):
+                if path.exists() and not path.is_file():
+                    raise DataError(f"{path}: is no file of a run; remove it")
+            yield
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -148,7 +144,7 @@ class _Run:
                 self.clients[name] = client
                 if accept_model:
                     self.store.forget(f"replies as {name}")
-            for method in _conversing(self.config):
+            for method in (name for name in CONVERSATIONS if name in self.config.chosen):
                 if not self.stopped:
                     await self._run_cases(method)
                 # Refused before others were answered: whether the prompt is at fault is known now.
@@ -219,9 +215,8 @@ class _Run:
             replies = tuple(task.result() for task in tasks)
             if failed := next(filter(is_unanswered, replies), None):
                 # No outcome: the next start resumes here.
-                reason = failed.error or UNANSWERED
-                self.unanswered[case.method][reason] += 1
-                return reason, 0
+                self.unanswered[case.method][str(failed.error)] += 1
+                return failed.error, 0
             thoughts += [reply.reasoning for reply in replies]
             # In a thread: a grade may take seconds, and no request must wait for it.
             step = await asyncio.to_thread(advance, conversation, replies)
@@ -247,7 +242,7 @@ class _Run:
             reply = await self.clients[request.server].send(body)
             if is_unanswered(reply):
                 return reply  # not stored, so that the next run retries it
-            self.meter.pay(request.server, reply)
+            self.meter.pay(request.server, reply.prompt_tokens, reply.completion_tokens)
         if server.structured_output and request.tags:
             reply = use_tags(reply, request.tags)
         # A server restarted with another model would mix the records of two.
@@ -297,7 +292,7 @@ class _Run:
                 else:
                     bad.write(orjson.dumps({"seed": seed, "sample": sample, **row}) + b"\n")
         spent = self.store.spent(method)
-        cost = sum(self.config.servers[name].cost(*used[1:3]) for name, used in spent.items())
+        cost = Meter(self.config, spent).cost
         requests, *used = map(sum, zip(*spent.values(), (0, 0, 0, 0), strict=True))
         return {
             "outcomes": ends.total(),
@@ -335,10 +330,6 @@ def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
         repair = read_prompt("repair", seed.language, config.prompts)
         shown["after a reply that cannot be read"] = repair.render({"problem": "no <check>"}).as_messages()
     return shown
-
-
-def _conversing(config: SynthesisConfig) -> list[str]:
-    return [name for name in CONVERSATIONS if name in config.chosen]
 
 
 def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
