@@ -30,25 +30,39 @@ _LEADS: dict[str, dict[Language, str]] = {
     "steps correct": {"en": "All steps are right.", "zh": "所有步骤都正确。"},
     "steps wrong": {"en": "So the solution is wrong.", "zh": "所以这个解答有误。"},
 }
-# Any spelling of them, as a model that reads `< / Check >` may take it for the tag.
+# Any spelling of them, as a model that reads `< / Check >` or `WrongStep` may take it for the tag.
 OUR_TAG = re.compile(
-    rf"(?:<|&lt;|＜)\s*(?P<end>[/\\]\s*)?(?P<name>{'|'.join(TAGS)})\b[^<>]{{0,80}}?(?:>|&gt;|＞)",
+    r"\\?(?:<|&lt;|＜)\s*(?P<end>[/\\]\s*)?(?P<name>"
+    + "|".join(name.replace("_", r"\\?[_ -]?") for name in TAGS)
+    + r")\b[^<>]{0,80}?(?:>|&gt;|＞)",
     re.IGNORECASE,
 )
-_IN_MARKS = re.compile(rf"(?P<mark>\*\*|__|`)({OUR_TAG.pattern})(?P=mark)", re.IGNORECASE)
-_FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|(\*\*|__)\n(.*)\n\2", re.DOTALL)  # around all of a content
+_NAMES = {name.replace("_", ""): name for name in TAGS}
+_IN_MARKS = re.compile(rf"(?P<mark>\*\*?|__?|`)({OUR_TAG.pattern})(?P=mark)", re.IGNORECASE)
+# Around all of a content.
+_FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(.*)\n\3", re.DOTALL)
+_QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
+_MARKUP = re.compile(r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```")  # left within a content
 _NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"[\W_]*(?:boxed\{)?(?:(?:(?:the|this) )?(?:attempt|solution|answer|step|it)?\s*(?:is|:)\s+)?[\W_]*",
+    re.IGNORECASE,
+)
 _VERDICTS = {
-    "accept": r"accept(?:ed)?\b|接受|通过",
-    "refuse": r"refused?\b|reject(?:ed)?\b|拒绝|不接受",
-    "correct": r"correct\b|right\b|正确",
-    "wrong": r"wrong\b|incorrect\b|错误|不正确|有误",
+    "accept": re.compile(r"accept(?:ed)?\b|接受|通过", re.IGNORECASE),
+    "refuse": re.compile(r"refused?\b|reject(?:ed)?\b|拒绝|不接受", re.IGNORECASE),
+    "correct": re.compile(r"(?:correct|right)\b|正确", re.IGNORECASE),
+    "wrong": re.compile(r"(?:wrong|incorrect|not correct|not right)\b|错误?|不正确|不对|有误", re.IGNORECASE),
 }
+# A verdict that the next words take back is none: correct or wrong, correct? No, right-hand side.
 _OTHERWISE = re.compile(
-    r"\W{0,4}(?:or\b|或)|\s?[/|]\s?(?:correct|wrong|accept|refuse)", re.IGNORECASE
-)  # the form
-_AFTER_VERDICT = re.compile(r"^[\s,:;.，：。；*]*(?:[–—-]\s+)?")
-_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))(?:The answer is|答案是).*", re.DOTALL)  # of a last line
+    r"\W{0,4}(?:or\b|或)|\s?[/|]\s?(?:correct|wrong|accept|refuse)|\W*[?？]", re.IGNORECASE
+)
+_ENDS = re.compile(r"[\"'”’*_`\])}]*\s*(?:$|[\n,.:;!，。：；！、(（|–—]|-\s)")
+_DENIAL = re.compile(r"\b(?:wrong|incorrect|not (?:correct|right))\b|错误|不正确|不对|有误", re.IGNORECASE)
+_AFTER_VERDICT = re.compile(r"^[\s,:;.!，。：；！、*_`)）\]}|\"”’]*(?:[–—-]\s+)?")
+# Of a last line.
+_FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))[*_]*(?:The answer is|答案是).*", re.DOTALL)
 Content = TypeVar("Content")
 
 
@@ -77,21 +91,27 @@ def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
 def _all_tags(text: str) -> dict[str, str]:
     plain, tags, opened, begin = _IN_MARKS.sub(r"\2", text), dict[str, str](), "", 0
     for found in OUR_TAG.finditer(plain):
-        name, ends = found["name"].lower(), found["end"]
+        name, ends = _NAMES[re.sub(r"[\W_]", "", found["name"].lower())], found["end"]
         if (name != opened) if ends else opened:
             raise Rejected(
                 f"{MALFORMED}<{opened or name}> is not {'closed' if opened else 'opened'}", raw=text
             )
         if ends:
-            content = plain[begin : found.start()].strip()
-            fence = _FENCED.fullmatch(content)
-            tags[name] = ((fence[1] or fence[3] or "") if fence else content).strip()
+            tags[name] = _plain(plain[begin : found.start()].strip())
+            if mark := _MARKUP.search(tags[name]):
+                raise Rejected(f"{MALFORMED}markup in <{name}>", mark[0], text)
         elif name in tags:
             raise Rejected(f"{MALFORMED}<{name}> twice", raw=text)
         opened, begin = "" if ends else name, found.end()
     if opened:
         raise Rejected(f"{MALFORMED}<{opened}> is not closed", raw=text)
     return tags
+
+
+def _plain(content: str) -> str:
+    fence = _FENCED.fullmatch(content)
+    content = next(filter(None, (fence[1], fence[2], fence[4])), "") if fence else content
+    return re.sub(r"^> ?", "", content, flags=re.MULTILINE) if _QUOTED.fullmatch(content) else content.strip()
 
 
 def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
@@ -106,11 +126,13 @@ def read_verdict(text: str, name: str, allowed: tuple[str, ...]) -> str:
 
 def verdict_of(text: str, allowed: tuple[str, ...]) -> tuple[str, str] | None:
     """Return the verdict that `text` begins with, in any of its words, and what follows it; or None."""
-    begin = len(text) - len(text.lstrip(" *_`\n\t"))
+    subject = _SUBJECT.match(text)
     for verdict in allowed:
-        found = re.compile(_VERDICTS[verdict], re.IGNORECASE).match(text, begin)
-        if found and not _OTHERWISE.match(text, found.end()):
-            return verdict, _AFTER_VERDICT.sub("", text[found.end() :]).strip()
+        found = _VERDICTS[verdict].match(text, subject.end() if subject else 0)
+        rest = text[found.end() :] if found else "?"
+        sure = verdict in ("wrong", "refuse") or (_ENDS.match(rest) and not _DENIAL.search(rest))
+        if sure and not _OTHERWISE.match(rest):
+            return verdict, _AFTER_VERDICT.sub("", rest).strip()
     return None
 
 

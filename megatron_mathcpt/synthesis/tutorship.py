@@ -5,7 +5,7 @@ step), at most `attempts` times. The teacher's verdict and its first wrong step 
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,17 +34,20 @@ from megatron_mathcpt.synthesis.verification import (
 )
 
 _CLAIMS = ("correct", "wrong")
-_LINE = re.compile(r"\W*(?:step\s*|第\s*)?(\d{1,3})\s*步?\W+", re.IGNORECASE)
+_DIGITS = "一二三四五六七八九十"
+# Of a step at the start of a line, and where it is certain that the number is no part of the mathematics.
+_LINE = re.compile(rf"\W*(?:step\s*|步骤\s*|第\s*)?(\d{{1,3}}|[{_DIGITS}])\s*步?(?:\W+|$)", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"\W*(?:(?:step\s*|第\s*)(\d{1,3})\s*步?|(\d{1,3})\s*(?:[:：)）、|]|\.(?!\d)))\W*?(?=[\w$\\(-]|$)",
+    rf"\W*(?:(?:step\s*|步骤\s*|第\s*)(\d{{1,3}}|[{_DIGITS}])\s*步?|(\d{{1,3}})\s*(?:[:：)）、|]|\.(?!\d)))"
+    r"[^\w$\\(-]*",
     re.IGNORECASE,
 )
-_NEXT_JUDGEMENT = re.compile(r"[;；]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
+_NEXT_JUDGEMENT = re.compile(r"[;；,，]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
+_BEFORE_VERDICT = re.compile(r"[:：|–—。]|\s-\s|\.\s")  # at the end of a line
 _JUDGED: dict[str, dict[Language, str]] = {
-    "correct": {"en": "Step {number} is right. {why}", "zh": "第{number}步正确。{why}"},
-    "wrong": {"en": "Step {number} is wrong. {why}", "zh": "第{number}步有误。{why}"},
+    "correct": {"en": "“{step}” is right. {why}", "zh": "“{step}”正确。{why}"},
+    "wrong": {"en": "“{step}” is wrong. {why}", "zh": "“{step}”有误。{why}"},
 }
-_STEP: dict[Language, str] = {"en": "step {number}: {why}", "zh": "第{number}步：{why}"}
 _REFERENCE = re.compile(
     r"\b(?:reference|provided) (?:answer|solution)\b|参考(?:答案|解答)|标准答案", re.IGNORECASE
 )
@@ -130,7 +133,7 @@ def _judge(
     """Ask the teacher; return the record, or raise `Rejected`."""
     settings, seed, rules = case.settings(TutorshipAmplification), case.seed, case.config.verification
     read, text = yield from tags.ask(
-        case, _teacher_request(case, attempt), lambda reply: _read_judgement(case, reply, len(attempt.steps))
+        case, _teacher_request(case, attempt), lambda reply: _read_judgement(case, reply, attempt.steps)
     )
     verdicts.claims["attempt"], parts = read.claim, {"attempt": attempt.text} | read.parts
     if settings.reference != "none" and (mention := _REFERENCE.search("\n".join(read.parts.values()))):
@@ -160,8 +163,8 @@ def _teacher_request(case: Case, attempt: _Attempt) -> ServerRequest:
     return request._replace(tags=(*first, "wrong_step", "correction"))
 
 
-def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
-    """Read the teacher's reply on an attempt of `count` steps."""
+def _read_judgement(case: Case, text: str, steps: Sequence[str]) -> _Judgement:
+    """Read the teacher's reply on an attempt of these steps."""
     settings = case.settings(TutorshipAmplification)
     claim = tags.read_verdict(text, "check", _CLAIMS)
     first = ("steps",) if settings.check == "steps" else ()
@@ -174,7 +177,8 @@ def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
     judged = _read_steps(parts["steps"], text)
     wrong = next((number for number, (verdict, _) in enumerate(judged, 1) if verdict == "wrong"), None)
     named = _NUMBER.match(parts.get("wrong_step", ""))
-    number = int(named[1] or named[2]) if named else wrong
+    number = _value(named[1] or named[2]) if named else wrong
+    count = len(steps)
     if len(judged) > count or (claim == "correct" and len(judged) < count):
         raise Rejected(
             f"{tags.MALFORMED}not one judgement for each of the steps", f"{len(judged)} of {count}", text
@@ -182,31 +186,38 @@ def _read_judgement(case: Case, text: str, count: int) -> _Judgement:
     if (wrong is None) != (claim == "correct") or number != wrong:
         raise Rejected("verdict contradicts its steps", f"{claim}, first wrong step: {wrong}", text)
     if settings.layout == "prose":
+        # The steps are quoted: our numbers are not in the attempt, which may have its own.
         parts["steps"] = "\n".join(
-            _JUDGED[verdict][case.seed.language].format(number=number, why=why).strip()
-            for number, (verdict, why) in enumerate(judged[:wrong], 1)
+            _JUDGED[verdict][case.seed.language].format(step=step, why=why).strip()
+            for step, (verdict, why) in zip(steps, judged[:wrong], strict=False)
         )
-        if wrong:
-            why = parts["wrong_step"][named.end() if named else 0 :].strip()
-            parts["wrong_step"] = _STEP[case.seed.language].format(number=wrong, why=why)
+        if named:
+            parts["wrong_step"] = parts["wrong_step"][named.end() :]
     return _Judgement(claim, wrong, parts)
+
+
+def _value(number: str) -> int:
+    return _DIGITS.index(number) + 1 if number in _DIGITS else int(number)
 
 
 def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
     """Return (verdict, reason) of each step: `1: correct, why`, or `1: why: correct`."""
     judged: list[tuple[str, str]] = []
-    for line in filter(str.strip, _NEXT_JUDGEMENT.sub("\n", text).splitlines()):
-        number = _LINE.match(line)
-        rest = line[number.end() :].strip(" *|") if number and int(number[1]) == len(judged) + 1 else ""
-        head, _, tail = rest.rpartition(": ")
-        if found := tags.verdict_of(rest, _CLAIMS):
+    for line in _NEXT_JUDGEMENT.sub("\n", text).splitlines():
+        number, sure = _LINE.match(line), _NUMBER.match(line)
+        rest = line[number.end() :].strip(" *|\xa0") if number else ""
+        *_, tail = filter(str.strip, ("", *_BEFORE_VERDICT.split(rest)))
+        found = tags.verdict_of(rest, _CLAIMS)
+        if sure and not found and (found := tags.verdict_of(tail, _CLAIMS)):
+            found = found[0], rest[: rest.rindex(tail)].strip(" :：|–—-")
+        if found and number and _value(number[1]) == len(judged) + 1:
             judged.append(found)
-        elif (found := tags.verdict_of(tail, _CLAIMS)) and _NUMBER.match(line):
-            judged.append((found[0], head))
-        elif judged:  # a reason of several lines
-            judged[-1] = judged[-1][0], f"{judged[-1][1]} {line.strip()}".strip()
-        else:
+        elif found and sure:
             raise Rejected(f"{tags.MALFORMED}steps are not judged one by one", line[:60], raw)
+        elif judged and line.strip():  # a reason of several lines
+            judged[-1] = judged[-1][0], f"{judged[-1][1]} {line.strip()}".strip()
+    if not judged:
+        raise Rejected(f"{tags.MALFORMED}steps are not judged one by one", text[:60], raw)
     return judged
 
 
