@@ -20,21 +20,22 @@ _NOUN = (
     r"|she|it|they|we|who|because|since|but|or)\b)[A-Za-z][a-z]++(?:['’-][a-z]++)?+"
 )
 _NOUNS = (
-    rf"(?:/[a-z]{(2,)}+| [GMKT]B\b| {_NOUN}| (?:a|the|per|of|in|for|at) {_NOUN}| \d(?:st|nd|rd|th)\b){{1,8}}+"
+    rf"(?:/[a-z]{{2,}}+| [GMKT]B\b| {_NOUN}| (?:a|the|per|of|in|for|at) {_NOUN}| \d(?:st|nd|rd|th)\b){{1,8}}+"
 )
 _IS = (
     r"(?:,? {1,2}(?:which|that|this)(?= is| equals))?+,? {1,2}(?:(?:is|are) equal to|is|are|was|equals?"
-    r"|gives? us|gives?|makes?|yields?|to get|gets?|comes? to|you get|we get)"
+    r"|gives?|makes?|yields?|to get|gets?|comes? to|you get|we get)"
     r"(?: (?:a total of|exactly|only))?+ {1,2}(?=[£€]?\d)"
     r"|(?:[,，]?结果)?[是为得] {0,2}(?=\d)"
 )
 _DIVISION = r"(?<![\d./*+-])(?<![/*+-] )(\d++)\s*+/\s*+(\d++)\s*+=\s*+(\d++)\s*+"
 _REST = (
     r"(?:\(?[^\s\d()=.]{1,8}\)?)?[\s;(]*+"
-    r"(?:…++|\.{3,6}|(?:\\[lc]?dots[\s;]*+){1,2}|(?:\*[\s;]*+){3}|R(?![A-Za-z])|余数?|(?:with )?remainder)"
+    r"(?:…++|\.{3,6}|(?:\\[lc]?dots[\s;]*+){1,2}|R(?![A-Za-z])|余数?|(?:with )?remainder)"
 )
 _ROWS = r"\\(?:begin|end)\{(?:align|gather|equation|split|eqn|array|multline)[^{}]{0,9}\}(?:\{[lcr]{1,9}\})?"
 _SPELLINGS = (
+    (r"\*{6}|(?:\\cdot\s*+){3,6}", "…"),
     (r"<<|>>", ";"),
     (r"(?s)\[asy\].{0,5000}?\[/asy\]|\\left\s?(?:\\\{|\{|\|)", "|"),
     (r"(?:\\textbackslash(?:\{\})?){2}", "\n"),
