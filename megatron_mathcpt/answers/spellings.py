@@ -40,7 +40,7 @@ _SPELLINGS = (
     (r"(?s)\[asy\].{0,5000}?\[/asy\]|\\left\s?(?:\\\{|\{|\|)", "|"),
     (r"(?:\\textbackslash(?:\{\})?){2}", "\n"),
     (r"\\text(?:backslash|asciitilde)(?:\{\})?", " "),
-    (r"\\\\\s*+&?\s*+(?:\\q?quad)?\s*+(?=[-+*]|\\cdot|\\times)", " "),  # a row goes on in the next
+    (r"\\\\\s*+&?\s*+(?:\\q?quad)?\s*+(?=[-+*]|\\cdot|\\times)", " "),  # of one equation in two rows
     (rf"\\\\(?:\[\w+\])?|{_ROWS}", "\n"),
     (r"\\(?:begin|end)\{", "|"),
     (r"(?<![\d)}])(?:\$|\\[(\[])(?=\s?-\s?\d)", " ; "),
