@@ -61,6 +61,7 @@ _REMAINDER = re.compile(
 )
 _PERCENT = re.compile(rf"({NUMBER}|\.\d+)%")
 _PART = re.compile(rf"(?<![\d.])({NUMBER})\s*+([+-])\s*({NUMBER}%)")  # 100 - 20%
+_FRACTION = re.compile(r"\d+/\d+|\\frac\{\d+\}\{\d+\}")
 _OPERATION = re.compile(r"(?<=.)[-+*/^!]|\\")
 # One number, or a fraction of a unit.
 _LONE = re.compile(r"[-({]*+[\d.]++[)}]*+(?P<unit>(?:/\d++)?(?:⋅\([\d/]++\))++)?+")
@@ -141,7 +142,7 @@ def _states(left: str, right: str, before: str) -> bool:
 def _is_false(left: str, right: str, first: list[Fraction], second: list[Fraction], sign: str) -> bool:
     left, right = plain(left), plain(right)
     operations = [bool(_OPERATION.search(side)) for side in (left, right)]
-    if sign == "≟" and (operations != [True, False] or (re.fullmatch(r"\d+/\d+", left) and first[0] < 1)):
+    if sign == "≟" and (operations != [True, False] or (_FRACTION.fullmatch(left) and first[0] < 1)):
         return False
     about = sign == "≈" and ("." not in right or operations[1])
     return not any(
