@@ -36,8 +36,8 @@ _OPERAND = re.compile(
     re.I,
 )
 _AFTER = re.compile(
-    r"(?:times|plus|minus|over|divided by|multiplied by|choose|of|more than|less than)\b(?= ?(?:\d|\(|\\frac))"
-    r"|mod\b|分之|倍|加\d|减\d|乘|除|余",
+    r"(?:times|plus|minus|over|divided by|multiplied by|choose|of|more than|less than)\b"
+    r"(?= ?(?:\d|\(|\\frac))|mod\b|分之|倍|加\d|减\d|乘|除|余",
     re.I,
 )
 # An equation that is not claimed, or one of another arithmetic.
@@ -48,8 +48,8 @@ _UNCLAIMED = re.compile(
     re.I,
 )
 _DENIED = re.compile(
-    r"(?:, ?(?:which|that|but|this) ?)?[^,，.;。；\n=]{0,12}(?:\b(?:is|are|was|be) ?(?:n't|not) (?:right|correct"
-    r"|true|possible|equal)|\b(?:false|wrong|incorrect|impossible|contradict\w*|base|mod|clock)\b|[?？]"
+    r"(?:, ?(?:which|that|but|this) ?)?[^,，.;。；\n=]{0,12}(?:\b(?:is|are|was|be) ?(?:n't|not) (?:right"
+    r"|correct|true|possible|equal)|\b(?:false|wrong|incorrect|impossible|contradict\w*|base|mod)\b|[?？]"
     r"|不成立|不对|错误|错了|矛盾|进制|不等|不正确)|\s?[ap]\.?m\b"
     r"|[\s.,;!。，；！]{0,3}(?:wait|no|oops|hmm|actually|不对|等等|错)\b",
     re.I,
@@ -61,6 +61,7 @@ _REMAINDER = re.compile(
 )
 _PERCENT = re.compile(rf"({NUMBER}|\.\d+)%")
 _PART = re.compile(rf"(?<![\d.])({NUMBER})\s*+([+-])\s*({NUMBER}%)")  # 100 - 20%
+_FRACTION = re.compile(r"\d+/\d+|\\frac\{\d+\}\{\d+\}")
 _OPERATION = re.compile(r"(?<=.)[-+*/^!]|\\")
 # One number, or a fraction of a unit.
 _LONE = re.compile(r"[-({]*+[\d.]++[)}]*+(?P<unit>(?:/\d++)?(?:⋅\([\d/]++\))++)?+")
@@ -141,7 +142,7 @@ def _states(left: str, right: str, before: str) -> bool:
 def _is_false(left: str, right: str, first: list[Fraction], second: list[Fraction], sign: str) -> bool:
     left, right = plain(left), plain(right)
     operations = [bool(_OPERATION.search(side)) for side in (left, right)]
-    if sign == "≟" and (operations != [True, False] or (re.fullmatch(r"\d+/\d+", left) and first[0] < 1)):
+    if sign == "≟" and (operations != [True, False] or (_FRACTION.fullmatch(left) and first[0] < 1)):
         return False
     about = sign == "≈" and ("." not in right or operations[1])
     return not any(

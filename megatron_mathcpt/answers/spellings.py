@@ -20,26 +20,27 @@ _NOUN = (
     r"|she|it|they|we|who|because|since|but|or)\b)[A-Za-z][a-z]++(?:['’-][a-z]++)?+"
 )
 _NOUNS = (
-    rf"(?:/[a-z]{(2,)}+| [GMKT]B\b| {_NOUN}| (?:a|the|per|of|in|for|at) {_NOUN}| \d(?:st|nd|rd|th)\b){{1,8}}+"
+    rf"(?:/[a-z]{{2,}}+| [GMKT]B\b| {_NOUN}| (?:a|the|per|of|in|for|at) {_NOUN}| \d(?:st|nd|rd|th)\b){{1,8}}+"
 )
 _IS = (
     r"(?:,? {1,2}(?:which|that|this)(?= is| equals))?+,? {1,2}(?:(?:is|are) equal to|is|are|was|equals?"
-    r"|gives? us|gives?|makes?|yields?|to get|gets?|comes? to|you get|we get)"
+    r"|gives?|makes?|yields?|to get|gets?|comes? to|you get|we get)"
     r"(?: (?:a total of|exactly|only))?+ {1,2}(?=[£€]?\d)"
     r"|(?:[,，]?结果)?[是为得] {0,2}(?=\d)"
 )
 _DIVISION = r"(?<![\d./*+-])(?<![/*+-] )(\d++)\s*+/\s*+(\d++)\s*+=\s*+(\d++)\s*+"
 _REST = (
     r"(?:\(?[^\s\d()=.]{1,8}\)?)?[\s;(]*+"
-    r"(?:…++|\.{3,6}|(?:\\[lc]?dots[\s;]*+){1,2}|(?:\*[\s;]*+){3}|R(?![A-Za-z])|余数?|(?:with )?remainder)"
+    r"(?:…++|\.{3,6}|(?:\\[lc]?dots[\s;]*+){1,2}|R(?![A-Za-z])|余数?|(?:with )?remainder)"
 )
 _ROWS = r"\\(?:begin|end)\{(?:align|gather|equation|split|eqn|array|multline)[^{}]{0,9}\}(?:\{[lcr]{1,9}\})?"
 _SPELLINGS = (
+    (r"\*{6}|(?:\\cdot\s*+){3,6}", "…"),
     (r"<<|>>", ";"),
     (r"(?s)\[asy\].{0,5000}?\[/asy\]|\\left\s?(?:\\\{|\{|\|)", "|"),
     (r"(?:\\textbackslash(?:\{\})?){2}", "\n"),
     (r"\\text(?:backslash|asciitilde)(?:\{\})?", " "),
-    (r"\\\\\s*+&?\s*+(?:\\q?quad)?\s*+(?=[-+*]|\\cdot|\\times)", " "),  # a row goes on in the next
+    (r"\\\\\s*+&?\s*+(?:\\q?quad)?\s*+(?=[-+*]|\\cdot|\\times)", " "),  # of one equation in two rows
     (rf"\\\\(?:\[\w+\])?|{_ROWS}", "\n"),
     (r"\\(?:begin|end)\{", "|"),
     (r"(?<![\d)}])(?:\$|\\[(\[])(?=\s?-\s?\d)", " ; "),
@@ -55,9 +56,10 @@ _SPELLINGS = (
     (r"--", "-"),
     (r"(?<=\d) {0,2}(?:\\%|%| percent\b)", "%"),
     (r"\\[dt]frac", r"\\frac"),
+    (r"\\frac ?(\d) ?\{(\d{1,9})\}", r"\\frac{\1}{\2}"),
     (r"\\approx", "≈"),
     (r"(?<=\d)．(?=\d)", "."),
-    (rf"{_DIVISION}{_REST}[\s;(]*+(\d++)(?![\d.])", r"; \1 = \2*\3+\4 "),
+    (rf"{_DIVISION}{_REST}[\s;(]*+(\d++)(?!\.\d|\s*+[-+*/])", r"; \1 = \2*\3+\4 "),
     (r"(?<![\w-])(?i:one[- ]half|half) (?:of )?(?=\d)|(?<=\d)的一半", "1/2*"),
     (r"(?<![\w-])(?i:an?|one)[- ]third of (?=\d)", "1/3*"),
     (r"(?<![\w-])(?i:an?|one)[- ](?:quarter|fourth) of (?=\d)", "1/4*"),
