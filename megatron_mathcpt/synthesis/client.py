@@ -28,7 +28,7 @@ from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, Reply, ServerReques
 from megatron_mathcpt.synthesis.prompt import Prompt
 from megatron_mathcpt.synthesis.replies import UNANSWERED, at
 
-_REFUSED, _KEY_IN_REPLY = "refused with status ", "reply contains the API key"
+_REFUSED = "refused with status "
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _RETRIED = frozenset({408, 409, 425, 429})  # and every status from 500 on
 _CHECK, _CHECK_KEY = "check model, sampling and prompt length", "check the key in key_variable"
@@ -260,7 +260,7 @@ class Client:
         if self._key.value and not is_unanswered(reply):
             parts = [part for one in (reply, *reply.others) for part in (one.text, one.reasoning)]
             if any(map(self._key.is_in, (body.decode("utf-8", "replace"), *parts))):
-                reply = reply._replace(text="", error=_KEY_IN_REPLY, reasoning="", others=(), model="")
+                reply = Reply("", "reply contains the API key", "", *reply[3:6])  # its tokens are paid
         return reply._replace(model=self._key.quote(reply.model, 200))
 
     def _refusal(self, url: str, status: int, text: str) -> ServerError:

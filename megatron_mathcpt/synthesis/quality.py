@@ -7,6 +7,7 @@ only the first records are compared, texts are cut. Samples are the first of the
 import re
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -58,6 +59,7 @@ class Quality:
         self._found: JsonObject = {"seeds": 0, "measured_seeds": 0, "rejected": {}, "disagreements": {}}
         for name in ("tokens_before", "tokens_after", "steps_before", "steps_after"):
             self._found[name] = dict.fromkeys(map(str, _LEAST[name.split("_")[0]]), 0)
+        self.verdicts = Counter[str]()  # pairs of a server's claim and the check's verdict
         self._sketches: list[Sketch] = []
         self._pairs: dict[int, JsonObject] = {}  # by the hash of the seed's id
 
@@ -77,12 +79,14 @@ class Quality:
             if len(samples) < (_FIVE if reason.startswith("malformed") else _THREE):
                 samples.append(_cut({"seed": seed, "detail": row["detail"], "text": text}))
         for name, check in row["checks"].items():
-            claim, verdict = row["claims"].get(name), check["verdict"]
-            if {claim, verdict} == {"correct", "wrong"}:
-                pair = f"{name.partition(' (')[0]}: server {claim}, mathematics {verdict}"
-                if len(samples := self._found["disagreements"].setdefault(pair, [])) < _THREE:
-                    detail = f"final answer {check['found'] or 'missing'} ({check['reason']})"
-                    samples.append(_cut({"seed": seed, "detail": detail, "text": text}))
+            claim, verdict = row["claims"].get(name, "-"), check["verdict"]
+            pair = f"{name.partition(' (')[0]}: server {claim}, mathematics {verdict}"  # not of which attempt
+            self.verdicts[pair] += 1
+            if {claim, verdict} != {"correct", "wrong"}:
+                continue
+            if len(samples := self._found["disagreements"].setdefault(pair, [])) < _THREE:
+                detail = f"final answer {check['found'] or 'missing'} ({check['reason']})"
+                samples.append(_cut({"seed": seed, "detail": detail, "text": text}))
 
     def _measure(self, seed: Problem, tokens: int, records: list[JsonObject], is_new: bool) -> None:
         made = [Problem.model_construct(**record) for record in records]

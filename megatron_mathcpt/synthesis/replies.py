@@ -4,6 +4,7 @@ import json
 import re
 
 import orjson
+from pydantic import TypeAdapter
 
 from megatron_mathcpt.formats.chat_marks import clean_answer, split_answer
 from megatron_mathcpt.formats.lost_escapes import restore_commands
@@ -15,6 +16,7 @@ FILTERED = "ended early: content_filter"
 QUOTA_USED_UP, PROMPT_FILTERED = 402, 451  # statuses
 OF_THE_PROMPT = frozenset({400, 413, 422})  # such as a prompt that is too long
 _LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
+_PARTS = TypeAdapter(dict[str, str | None])
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # several may say the same
 # What the error of a server says. A limit by the minute is no quota that is used up.
 _QUOTA = re.compile("insufficient_quota|credit balance is too low|arrear|欠费|余额不足", re.IGNORECASE)
@@ -90,14 +92,13 @@ def use_tags(reply: Reply, tags: tuple[str, ...]) -> Reply:
     """Return a reply that is a JSON object of `tags` as text with these tags; another one as it is."""
     others = tuple(use_tags(other, tags) for other in reply.others)
     try:
-        found = orjson.loads(reply.text) if not reply.error else None
-    except orjson.JSONDecodeError:
-        found = None
-    parts = found if isinstance(found, dict) and set(found) <= {*tags} and found.get(tags[0]) else {}
-    if not parts or not all(part is None or isinstance(part, str) for part in parts.values()):
+        parts = _PARTS.validate_json(reply.text)
+    except ValueError:
+        parts = {}
+    if reply.error or not parts.get(tags[0]) or parts.keys() - {*tags}:
         return reply._replace(others=others)
-    given = ((tag, restore_commands(parts[tag])) for tag in tags if (parts.get(tag) or "").strip())
-    text, error = clean_answer("\n".join(f"<{tag}>{part}</{tag}>" for tag, part in given))
+    given = ((tag, restore_commands(parts.get(tag) or "")) for tag in tags)
+    text, error = clean_answer("\n".join(f"<{tag}>{part}</{tag}>" for tag, part in given if part.strip()))
     return reply._replace(text=text, error=error, others=others)
 
 

@@ -225,7 +225,7 @@ class _Run:
         roles = Counter(f"requests to the {request['role']}" for request in made)
         if roles[_REPAIR] and step.records:
             roles["repaired outcomes"] = 1
-        row["counts"] |= +roles
+        row["counts"] |= roles
         row["requests"] = [str(request["key"]) for request in made]
         self.store.keep_outcome(case, tokens, row)
         return step.reason, tokens
@@ -270,7 +270,7 @@ class _Run:
     def write(self, method: str, folder: Path) -> JsonObject:
         """Write one method's outcomes in order of the seeds, up to `cap` accepted tokens."""
         records = tokens = 0
-        ends, verdicts, counts, capped = Counter[str](), Counter[str](), Counter[str](), False
+        ends, counts, capped = Counter[str](), Counter[str](), False
         measured = SeedShard(self.shard.number, self.shard.count * (1 + self.seeds // MEASURED))
         quality = Quality(self.count_tokens, read_seeds(self.found, measured))
         with (folder / "accepted.jsonl").open("wb") as good, (folder / "rejected.jsonl").open("wb") as bad:
@@ -282,9 +282,6 @@ class _Run:
                 tokens += added
                 counts.update(row.pop("counts"))
                 quality.add(position, seed, added, row)
-                for name, check in row["checks"].items():
-                    claim, what = row["claims"].get(name, "-"), name.partition(" (")[0]  # of which attempt
-                    verdicts[f"{what}: server {claim}, mathematics {check['verdict']}"] += 1
                 ends[row["reason"] or "accepted"] += 1
                 if made := row.pop("records"):
                     records += len(made)
@@ -304,7 +301,7 @@ class _Run:
             "tokens": tokens,
             "capped": capped,
             "counts": dict(sorted(counts.items())),
-            "verdicts": dict(sorted(verdicts.items())),  # pairs of a server's claim and the check's verdict
+            "verdicts": dict(sorted(quality.verdicts.items())),
             "requests": requests,
             **dict(zip(("prompt_tokens", "completion_tokens", "reasoning_tokens"), used, strict=True)),
             "cost": cost,
