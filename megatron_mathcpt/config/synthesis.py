@@ -5,7 +5,7 @@ question, layout of the text, treatment of refusals and of attempts that are alr
 teacher sees a reference or checks each step in writing) is a setting of its own.
 """
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -87,7 +87,7 @@ class TutorshipAmplification(Section):
     suggest a check in writing, its 0.85 records a seed several attempts or right ones kept (I).
     """
 
-    student: str | tuple[str, ...]
+    student: str | Annotated[tuple[str, ...], Field(min_length=1)]
     student_sampling: Sampling
     teacher: str
     teacher_sampling: Sampling
@@ -232,6 +232,7 @@ class SynthesisConfig(Section):
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
             raise ValueError("methods: none given; give at least one of the four")
+        self._check_draws()
         for name, examples in self.examples.items():
             for number, one in enumerate(examples):
                 where, language = f"examples.{name}.{number}", one.get("language", "en")
@@ -239,3 +240,27 @@ class SynthesisConfig(Section):
                     raise ValueError(f"{where}.reply: missing; give the reply to the example")
                 if language not in get_args(Language):
                     raise ValueError(f"{where}.language: '{language}' is neither of {get_args(Language)}")
+
+    def _check_draws(self) -> None:
+        """Refuse replies that would be paid for and not used, or be the same."""
+        for where in self.asked:
+            method, role = where.split(".")[:2]
+            settings = self.chosen[method]
+            field = "sampling" if role == "server" else f"{role}_sampling"
+            sampling, draws = getattr(settings, field), settings.samples
+            if role == "teacher":
+                draws = 1
+            elif isinstance(settings, TutorshipAmplification):
+                draws = -(-draws * settings.attempts // len(settings.students))
+            elif isinstance(settings, QueryExpansion) and role == "solver":
+                draws = settings.solutions
+            used = {"student": getattr(settings, "attempts", 1), "solver": draws}.get(role, 1)
+            if sampling.n > used:
+                raise ValueError(
+                    f"methods.{method}.{field}.n: only {used} of the {sampling.n} replies are used"
+                )
+            if draws > 1 and (sampling.temperature == 0 or isinstance(sampling.seed, int)):
+                why = "with temperature 0 or one seed for all"
+                raise ValueError(
+                    f"methods.{method}.{field}: {draws} replies would be the same {why}; change it"
+                )

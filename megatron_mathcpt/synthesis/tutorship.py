@@ -206,7 +206,7 @@ def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
     for line in _NEXT_JUDGEMENT.sub("\n", text).splitlines():
         number, sure = _LINE.match(line), _NUMBER.match(line)
         rest = line[number.end() :].strip(" *|\xa0") if number else ""
-        *_, tail = filter(str.strip, ("", *_BEFORE_VERDICT.split(rest)))
+        tail = next(filter(str.strip, reversed(_BEFORE_VERDICT.split(rest))), "")
         found = tags.verdict_of(rest, _CLAIMS)
         if sure and not found and (found := tags.verdict_of(tail, _CLAIMS)):
             found = found[0], rest[: rest.rindex(tail)].strip(" :：|–—-")

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, trainers
 
-from megatron_mathcpt.config.synthesis import QueryExpansion, Verification
+from megatron_mathcpt.config.synthesis import QueryExpansion, SynthesisConfig, Verification
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.records import Problem
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
@@ -18,6 +19,7 @@ from megatron_mathcpt.synthesis.verification import split_steps
 from tests.support.conversations import (
     ACCEPT,
     AMPLIFY,
+    CONFIG,
     CORRECT,
     CORRECTED,
     DIVERSIFY,
@@ -44,7 +46,14 @@ MALFORMED = {  # of a teacher's reply, and why
     "<check>right": "<check> is not closed",
     "right</check>": "<check> is not opened",
     "<check>correct or wrong</check>": "no verdict in <check>",
-    "<check>It is wrong</check>": "no verdict in <check>",
+    "<check>It seems wrong</check>": "no verdict in <check>",
+    "<check>right-hand side of step 2 is wrong</check>": "no verdict in <check>",
+    "<check>correct final answer, but wrong reasoning</check>": "no verdict in <check>",
+    "<check>correct? No, wrong</check>": "no verdict in <check>",
+    "<check>correct, but it is wrong</check>": "no verdict in <check>",
+    "<check>正确答案是7，所以错误</check>": "no verdict in <check>",
+    CORRECTED.replace("2 + 3 = 5", "<step 1>2 + 3 = 5</step 1>"): "markup in <correction>",
+    CORRECTED.replace("2 + 3 = 5", "```2 + 3 = 5"): "markup in <correction>",
     "<check>wrong</check>": "no <wrong_step>",
     "<check>correct</check>\n<check>wrong</check>": "<check> twice",
     CORRECTED + CORRECTED: "<check> twice",
@@ -273,3 +282,27 @@ def test_tags_are_found_in_any_spelling_but_not_in_plain_text() -> None:
     tagged = ("<check>correct", "< / check >", "<\\check>", "a <RESPONSE >", "<solution_2 x>")
     assert all(map(OUR_TAG.search, tagged))
     assert not any(map(OUR_TAG.search, ("a < b", "x <checked> y", "2<3, 4>3", "solution_2", "<b>bold</b>")))
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "error"),
+    [
+        (AMPLIFY, {"student": []}, "student"),
+        (AMPLIFY, {"teacher_sampling": {**SAMPLING, "n": 2}}, "teacher_sampling.n: only 1 of the 2 replies"),
+        (AMPLIFY, {"student_sampling": {**SAMPLING, "n": 3}, "attempts": 2}, "n: only 2 of the 3 replies"),
+        (
+            AMPLIFY,
+            {"student_sampling": {**SAMPLING, "temperature": 0}, "attempts": 2},
+            "2 replies would be the same",
+        ),
+        (EXPAND, {"solver_sampling": {**SAMPLING, "seed": 5}}, "3 replies would be the same"),
+        (DIVERSIFY, {"sampling": {**SAMPLING, "n": 2}}, "sampling.n: only 1 of the 2"),
+    ],
+)
+def test_replies_that_are_not_used_or_all_the_same_are_not_asked_for(
+    method: str, changed: dict[str, Any], error: str
+) -> None:
+    tree = CONFIG.model_dump(mode="json")
+    tree["methods"] = {method: tree["methods"][method] | changed}
+    with pytest.raises(ValueError, match=error):
+        SynthesisConfig.model_validate_json(json.dumps(tree))

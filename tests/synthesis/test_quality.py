@@ -154,7 +154,8 @@ def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None
     head, *lines = done.stdout.split("── tutorship_amplification, ")[1].splitlines()
     assert head.startswith("seed seed-000007: malformed")
     assert [line.split() for line in lines if line.startswith("no")] == [["no", "[2J", "tag"]] * 12
-    assert lines[-1] == "…"
+    assert lines[-2] == "…"
+    assert lines[-1].endswith(f"mathcpt report {tmp_path / 'out'}")
     row = next(line for line in done.stdout.splitlines() if "0.85" in line).split()
     tokens = json.loads((tmp_path / "out" / FIRST_SHARD / "summary.json").read_text())["methods"][METHOD][
         "tokens"

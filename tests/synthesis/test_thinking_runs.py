@@ -60,7 +60,7 @@ def test_a_server_with_structured_output_gives_the_same_records(trial: Trial) ->
 
 
 def test_all_choices_are_paid_once_and_a_server_that_ignores_n_is_named(trial: Trial) -> None:
-    tutorship = TUTORSHIP | {"student_sampling": SAMPLING | {"n": 3}}
+    tutorship = TUTORSHIP | {"student_sampling": SAMPLING | {"n": 3}, "attempts": 3}
 
     def three(body: dict[str, Any]) -> bytes:
         found = json.loads(completion_body(ScriptedModel()(body["messages"][-1]["content"])))

@@ -75,6 +75,11 @@ STYLES = {
     "words between": "{between}",
     "fences within": "{fenced}",
     "bold within": "{bolded}",
+    "italic": "{italic}",
+    "CDATA": "{cdata}",
+    "quoted within": "{quoted}",
+    "names without underscores": "{joined}",
+    "escaped underscores": "{slashed}",
 }
 
 
@@ -91,6 +96,11 @@ def in_style(style: str, text: str) -> str:
         "backslashes": text.replace("</", "<\\"),
         "between": re.sub(r"(</\w+>)", r"\1\n\nAnd next:\n", text),
         "fenced": re.sub(inside, r"<\1>\n```text\n\2\n```\n</\1>", text, flags=re.DOTALL),
+        "italic": re.sub(tag, r"*<\1\2>*", text),
+        "cdata": re.sub(inside, r"<\1><![CDATA[\2]]></\1>", text, flags=re.DOTALL),
+        "quoted": re.sub(inside, r"<\1>\n> \2\n</\1>", text, flags=re.DOTALL),
+        "joined": re.sub(tag, lambda found: found[0].replace("_", ""), text),
+        "slashed": re.sub(tag, lambda found: found[0].replace("_", r"\_"), text),
         "bolded": re.sub(r"<check>(\w+)", r"<check>**\1**", text),
     }
     return STYLES[style].format(text, **forms)
@@ -130,7 +140,7 @@ def test_a_malformed_reply_is_asked_for_again_if_the_config_says_so() -> None:
 
 LONG = "2 * 4 = 8\n8 + 3 = 12\n12 / 2 = 6\nThe answer is 6."
 CHECKED = (
-    "<steps>\n1: correct, 2 * 4 = 8\n2: wrong, 8 + 3 is 11\n3: wrong\n</steps><check>wrong</check>"
+    "<steps>\n1: correct, 2 * 4 is 8\n2: wrong, 8 + 3 is 11\n3: wrong\n</steps><check>wrong</check>"
     "<wrong_step>2: 8 + 3 is 11</wrong_step><correction>8 + 3 = 11\nThe answer is 5.</correction>"
 )
 ALL_RIGHT = "<steps>1: correct, as 2 + 3 = 5\n2: Correct.</steps><check>correct</check>"
@@ -143,31 +153,46 @@ def checked(attempt: str, reply: str, **changed: Any) -> Outcome:
 def test_a_check_of_each_step_is_written_out() -> None:
     (record,) = checked(LONG, CHECKED).records
     assert record.solution.removeprefix(LONG) == (
-        "\nLet me check each step.\nStep 1 is right. 2 * 4 = 8\nStep 2 is wrong. 8 + 3 is 11\n"
-        "So the solution is wrong.\nThe first wrong step: step 2: 8 + 3 is 11\nCorrection: 8 + 3 = 11"
+        "\nLet me check each step.\n“2 * 4 = 8” is right. 2 * 4 is 8\n“8 + 3 = 12” is wrong. 8 + 3 is 11\n"
+        "So the solution is wrong.\nThe first wrong step: 8 + 3 is 11\nCorrection: 8 + 3 = 11"
     )
     (record,) = checked(RIGHT, ALL_RIGHT).records
     assert record.solution == (
-        f"{RIGHT}\nLet me check each step.\nStep 1 is right. as 2 + 3 = 5\nStep 2 is right.\n"
-        "All steps are right."
+        f"{RIGHT}\nLet me check each step.\n“2 + 3 = 5” is right. as 2 + 3 = 5\n"
+        "“The answer is 5.” is right.\nAll steps are right."
     )
     _, asked = converse(make_case(AMPLIFY, check="steps"), [LONG], [CHECKED])
     assert asked[1].tags == ("steps", "check", "wrong_step", "correction")
     assert "2: 8 + 3 = 12\n3: 12 / 2 = 6\n" in asked[1].prompt.messages[-1]["content"]
     for other in (
-        "**Step 1:** Correct. 2 * 4 = 8\n**Step 2:** Incorrect - it",
+        "**Step 1:** Correct. 2 * 4 = 8\n**Step 2:** Incorrect - it is 11",
         "1. 2 * 4 = 8: correct\n2) 8+3: wrong",
-        "1: correct, 2 * 4 = 8; 2: wrong, 8 + 3",
+        "1: correct, 2 * 4 = 8; 2: wrong, 8 + 3 is 11",
+        "1: correct, 2: wrong, 8 + 3 is 11",
         "1 - correct\n2 - wrong",
-        "| 1 | correct |\n| 2 | wrong | 8 + 3",
-        "(1) Right\n2 + 2 are 4\n(2) Incorrect. 8 + 3",
+        "| 1 | correct |\n| 2 | wrong | 8 + 3 is 11 |",
+        "| step | verdict |\n|---|---|\n| 1 | 2 * 4 = 8 | correct |\n| 2 | 8 + 3 | wrong |",
+        "(1) Right\n2 + 2 are 4\n(2) Incorrect. 8 + 3 is 11",
+        "Step 1 is correct\nStep 2 is not correct: it is 11",
+        "1: ✅ correct\n2: ❌ wrong, 8 + 3 is 11",
+        "第一步：正确\n步骤2：错，8 + 3 = 11",
+        "1: We multiply. Correct.\n2: 8 + 3 is 11 - wrong",
+        "Here is my check:\n1.\xa0correct\n2. **wrong** 8 + 3 is 11",
     ):
-        assert checked(LONG, CHECKED.replace("1: correct, 2 * 4 = 8\n2: wrong, 8 + 3", other)).records
+        said = CHECKED.replace("1: correct, 2 * 4 is 8\n2: wrong, 8 + 3 is 11", other)
+        assert checked(LONG, said).records, other
     for why in ("8 + 3 is 11", "Step 2: 8 + 3 is 11", "**2.** 8 + 3 is 11", "第2步：8 + 3 is 11"):
         said = checked(LONG, CHECKED.replace("2: 8 + 3 is 11", why)).records[0].solution
-        assert "\nThe first wrong step: step 2: 8 + 3 is 11\n" in said
+        assert "\nThe first wrong step: 8 + 3 is 11\n" in said
+    for why in ("8 + 3 is 11", "17 + 3 = 20, not 21", "2.5 is not right", "8 is wrong", "2 + 3 = 5, not 6"):
+        said = checked(LONG, CHECKED.replace("2: 8 + 3 is 11", why)).records[0].solution
+        assert f"\nThe first wrong step: {why}\n" in said
     chinese = ALL_RIGHT.replace("1: correct", "第1步：正确").replace("2: C", "第2步：c")
-    assert checked(RIGHT, chinese, seed=CHINESE).records[0].solution.endswith("第2步正确。\n所有步骤都正确。")
+    assert (
+        checked(RIGHT, chinese, seed=CHINESE)
+        .records[0]
+        .solution.endswith("“The answer is 5.”正确。\n所有步骤都正确。")
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,6 +211,7 @@ def test_a_check_of_each_step_is_written_out() -> None:
         ),
         (RIGHT, ALL_RIGHT.replace("2: Correct", "2: wrong"), "verdict contradicts its steps"),
         (LONG, CHECKED.replace("2: 8", "3: 8"), "verdict contradicts its steps"),
+        (LONG, CHECKED.replace("\n2: wrong", "\n3: wrong"), "malformed: steps are not judged one by one"),
         (
             LONG,
             CHECKED.replace("2: wrong", "2: correct").replace("3: wrong", "3: correct"),
