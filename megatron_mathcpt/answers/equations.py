@@ -6,11 +6,12 @@ Units and nouns after numbers are left out; units of measure and scales are also
 equation is false only if no reading is true. Nothing is executed; the time is linear in the text.
 """
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-import regex as re
+import regex
 
 from megatron_mathcpt.answers.expression import Node, NotAnExpression, OutOfSteps, parse_expression
 from megatron_mathcpt.answers.spellings import NUMBER, RUN, plain, respelled
@@ -20,55 +21,55 @@ _LONGEST = 120  # characters of a side
 _CONTEXT = 60  # characters before and after an equation that are looked at
 # Words around an equation that belong to it: 20% of 50 = 10, 5 = 2 times 2 plus 1.
 _RELATIONS = "leq?|geq?|lt|gt|equiv|approx|therefore|because|Rightarrow|implies|iff|to"
-_BEFORE = re.compile(
+_BEFORE = regex.compile(
     r"(?<![A-Za-z'’])(?:(?-i:[A-Z]{1,4}|[b-z])|times|plus|minus|over|log|ln|sin|cos|tan|mod|choose|than|divided"
     r"|multiplied|(?P<word>of|to|and|per|by))\s*+$"
     rf"|\\(?!(?:{_RELATIONS})(?![A-Za-z]))[A-Za-z]++(?:\s|\\ )*+$"
     r"|(?:分之|千|万|亿|倍|加|减|乘|除|余|根号|(?P<word>[的与和]))\s*+$",
-    re.I,
+    regex.I,
 )
 # After these, such a word is part of an operation: half of, the sum of 3 and.
-_OPERAND = re.compile(
+_OPERAND = regex.compile(
     r"(?:\d[\d./]*+%?|(?<![a-z])(?:half|thirds?|quarters?|fourths?|fifths?|percent|sum|product|difference|average"
     r"|mean|median|square|root|cube|factorial|remainder|digits?|mod\w*+|[a-z])) *+(?:of|的|[与和])\s*+$"
     r"|(?:\d[\d./]*+%?|\b(?:from|between|[a-z])) *+(?:to|by|per)\s*+$"
     r"|\b(?:sum|product|difference|average|mean|between|both|from)\b[^.;]{0,30}and\s*+$",
-    re.I,
+    regex.I,
 )
-_AFTER = re.compile(
+_AFTER = regex.compile(
     r"(?:times|plus|minus|over|divided by|multiplied by|choose|of|more than|less than)\b"
     r"(?= ?(?:\d|\(|\\frac))|mod\b|分之|倍|加\d|减\d|乘|除|余",
-    re.I,
+    regex.I,
 )
 # An equation that is not claimed, or one of another arithmetic.
-_UNCLAIMED = re.compile(
+_UNCLAIMED = regex.compile(
     r"(?:\b(?:if|suppose|assume|try|whether|not|than|instead of|mistake|error|wrong\w*|false|wait)\b"
     r"|假设|如果|若|不是|而非|误)(?:[,:，：]| that| we (?:had|have|say))?\W{0,3}$"
     r"|\b(?:base|mod|clock)\b|进制|\bwait\b[^.]*$",
-    re.I,
+    regex.I,
 )
-_DENIED = re.compile(
+_DENIED = regex.compile(
     r"(?:, ?(?:which|that|but|this) ?)?[^,，.;。；\n=]{0,12}(?:\b(?:is|are|was|be) ?(?:n't|not) (?:right"
     r"|correct|true|possible|equal)|\b(?:false|wrong|incorrect|impossible|contradict\w*|base|mod)\b|[?？]"
     r"|不成立|不对|错误|错了|矛盾|进制|不等|不正确)|\s?[ap]\.?m\b"
     r"|[\s.,;!。，；！]{0,3}(?:wait|no|oops|hmm|actually|不对|等等|错)\b",
-    re.I,
+    regex.I,
 )
-_REMAINDER = re.compile(
+_REMAINDER = regex.compile(
     r"[\s;(]*+(?:[^\s\d=;.()]{1,12}+\)?[\s;]*+)?(?:…|\.\.|\\[lc]?dots|\\cdot|R(?![a-z])|r ?\d|余)"
     r"|and (?=[\s(]*\d{1,2} ?/ ?\d{1,2}\b(?! ?[=/]))|[^.\n=]*?(?:remain|\bleft over|leftover|\bround)",
-    re.I,
+    regex.I,
 )
-_PERCENT = re.compile(rf"({NUMBER}|\.\d+)%")
-_PART = re.compile(rf"(?<![\d.])({NUMBER})\s*+([+-])\s*({NUMBER}%)")  # 100 - 20%
-_FRACTION = re.compile(r"\d+/\d+|\\frac\{\d+\}\{\d+\}")
-_OPERATION = re.compile(r"(?<=.)[-+*/^!]|\\")
+_PERCENT = regex.compile(rf"({NUMBER}|\.\d+)%")
+_PART = regex.compile(rf"(?<![\d.])({NUMBER})\s*+([+-])\s*({NUMBER}%)")  # 100 - 20%
+_FRACTION = regex.compile(r"\d+/\d+|\\frac\{\d+\}\{\d+\}")
+_OPERATION = regex.compile(r"(?<=.)[-+*/^!]|\\")
 # One number, or a fraction of a unit.
-_LONE = re.compile(r"[-({]*+[\d.]++[)}]*+(?P<unit>(?:/\d++)?(?:⋅\([\d/]++\))++)?+")
-_STATED = re.compile(
+_LONE = regex.compile(r"[-({]*+[\d.]++[)}]*+(?P<unit>(?:/\d++)?(?:⋅\([\d/]++\))++)?+")
+_STATED = regex.compile(
     r"(?:^|[,.;:!?()\"“”，。；：、|*>]|[一-鿿]|\b(?:since|so|because|as|that|then|have|get|thus|hence|and|also))\s*$"
 )
-_UNREAD = re.compile(
+_UNREAD = regex.compile(
     r"\d{16}|\d\s+\d++(?! ?/ ?\d)|\)\s+\d|[\d)}]\s{2,}\(|⋅\([\d/]+\)\s*\(|\[[^()\]]*\]|\^[\d\s]*\^|\^\{?\d{4}"
 )
 
@@ -182,10 +183,18 @@ def _values(side: str) -> list[Fraction]:
     """The values of `side`: without units or with them as factors, 6/1/2 as 12 too, 100 - 20% as 80."""
     if not side or len(side) > _LONGEST or _UNREAD.search(side):
         return []
+    if side.isascii() and side.isdigit():
+        return [Fraction(int(side))]
     bare = plain(side)
-    readings = {bare, bare.rstrip("!"), re.sub(rf"({NUMBER})⋅\(([\d/]+)\)", r"(\1*\2)", side)}
-    readings |= {re.sub(r"/ ?(\d++ ?/ ?\d++)$", r"/(\1)", bare), re.sub(r"(?<=\d)\s+(?=\\frac)", "*", bare)}
-    readings.add(_PART.sub(r"\1*(1\2\3)", bare))
+    readings = {bare, bare.rstrip("!")}
+    if "⋅" in side:
+        readings.add(re.sub(rf"({NUMBER})⋅\(([\d/]+)\)", r"(\1*\2)", side))
+    if "/" in bare:
+        readings.add(re.sub(r"/ ?(\d++ ?/ ?\d++)$", r"/(\1)", bare))
+    if "\\frac" in bare:
+        readings.add(re.sub(r"(?<=\d)\s+(?=\\frac)", "*", bare))
+    if "%" in bare:
+        readings.add(_PART.sub(r"\1*(1\2\3)", bare))
     nodes = [node for each in readings if (node := parsed_side(each))]
     return [value for node in nodes if (value := exact_value(node)) is not None]
 
@@ -198,7 +207,7 @@ def parsed_side(side: str) -> Node | None:
         return None
 
 
-def _decimal(percent: re.Match[str]) -> str:
+def _decimal(percent: regex.Match[str]) -> str:
     return format(Decimal(percent[1]).scaleb(-2), "f")
 
 
