@@ -85,6 +85,7 @@ _SPELLINGS = (
     (r"(?<!\s)\s++(?=[=≈])|(?<=[=≈])\s++", " "),
 )
 _SIGNS = str.maketrans("−–－—（）＋＝％×·∗⋅÷≒", "----()+=%****/≈")
+_UNIT = re.compile(r"⋅\([\d/]+\)")
 _COMPILED = [(re.compile(pattern), sign) for pattern, sign in _SPELLINGS]
 RUN = re.compile(r"(?:[\d+\-*/^()\[\]{}%!=≈≟⋅ \t]|\.(?=\d)|\\(?:frac|sqrt|[dt]?binom)(?![A-Za-z]))++")
 
@@ -106,4 +107,4 @@ def respelled(text: str) -> tuple[str, list[int]]:
 
 def plain(side: str) -> str:
     """A side of an equation without units."""
-    return re.sub(r"⋅\([\d/]+\)", "", side)
+    return _UNIT.sub("", side) if "⋅" in side else side
