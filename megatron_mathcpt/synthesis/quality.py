@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from megatron_mathcpt.records import JsonObject, Problem, count_steps, id_rank
 
-MEASURED = 20_000  # seeds of a shard whose lengths, and those of their records, are counted
+MEASURED = 2_000  # seeds of a shard whose lengths, and those of their records, are counted
 _LEAST = {  # value of each bin, of which the last has no end
     "tokens": (0, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192),
     "steps": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50),
 }
 _FIVE, _THREE, _CHARACTERS = 5, 3, 1500  # malformed replies and seeds; other samples; of a text
 # Shingles and threshold are those of a corpus build, which would drop about these records.
-COMPARED, _SHINGLE, _THRESHOLD, _BANDS, _ROWS = 100_000, 5, 0.7, 16, 4
+COMPARED, _SHINGLE, _THRESHOLD, _BANDS, _ROWS = 20_000, 5, 0.7, 16, 4
 _RULE = f"{_SHINGLE}-word shingles, Jaccard similarity ≥ {_THRESHOLD} by {_BANDS * _ROWS} minima"
 _WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")  # Chinese: characters
 _RANDOM = np.random.Generator(np.random.PCG64(0)).integers(0, 1 << 32, (2, _BANDS * _ROWS), np.uint32)

@@ -150,7 +150,8 @@ def _judge(
         _compare(attempt, read, verdicts)
         if verdicts.disagreement and rules.disagreement == "drop":
             raise Rejected("teacher and mathematics disagree", raw=text)
-    if reason := doubt(case, verdicts, seed.question, seed.answer, solution):
+    corrected = (solution,) if read.claim == "wrong" else ()  # an attempt that is right was checked before
+    if reason := doubt(case, verdicts, seed.question, seed.answer, *corrected):
         raise Rejected(reason, raw=text)
     return tags.make_record(case, settings.layout, parts.items())
 
