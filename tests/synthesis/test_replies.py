@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.synthesis.method import Reply
-from megatron_mathcpt.synthesis.replies import judge_failure, read_reply, use_tags
+from megatron_mathcpt.synthesis.replies import judge_failure, read_reply, readable, use_tags
 from tests.support.fake_server import completion_body
 
 ANSWER = "<check>wrong</check>\n<wrong_step>2</wrong_step>\n<correction>If 2 < x, $x^2 > 4$.</correction>"
@@ -281,17 +281,32 @@ FAILURES = [  # status, body, and what it amounts to
     (401, {"message": "bad key"}, 401),
     (500, {"message": "maximum context length"}, 500),
     (529, {"message": "Overloaded"}, 529),
+    (400, {"message": "Billing hard limit has been reached"}, 402),
+    (400, {"message": "You have reached your specified API usage limits"}, 402),
+    (400, {"message": "Insufficient Balance"}, 402),
+    (400, {"message": "There are no healthy deployments for this model"}, 503),
+    (400, {"message": "The model is not loaded"}, 503),
+    (403, {"message": "Sorry, your account balance is insufficient"}, 402),
+    (403, {"code": "AccountOverdueError", "message": "overdue"}, 402),
+    (403, {"code": "AllocationQuota.FreeTierOnly", "message": "x"}, 402),
+    (429, {"message": "Your team has used all available credits or reached its spending limit"}, 402),
+    (429, {"message": "Rate limit exceeded: free-models-per-day"}, 402),
+    (429, {"code": "Throttling.AllocationQuota", "message": "Allocated quota exceeded, increase it"}, 429),
+    (400, {"code": "Arrearage", "message": "Access denied"}, 402),
+    (200, {"code": "invalid_parameter_error", "message": "Range of input length should be [1, 9]"}, 400),
 ]
 
 
 @pytest.mark.parametrize(("status", "error", "amounts"), FAILURES, ids=map(str, range(len(FAILURES))))
 def test_a_failure_is_judged_by_what_it_says(status: int, error: object, amounts: int) -> None:
     body = json.dumps({"error": error}, ensure_ascii=False).encode()
-    assert judge_failure(status, body) == amounts
+    assert judge_failure(status, readable(body)) == amounts
+    escaped = json.dumps({"error": error}).encode()
+    assert judge_failure(status, readable(escaped)) == amounts
     if status == 200:
         assert read_reply(body, "chat", 1).error == "server: reply without choices"
         within = body_of({"content": ""}, "error").replace(
             b'"message"', b'"error": %s, "message"' % body[10:-1]
         )
-        assert judge_failure(200, within) == amounts
+        assert judge_failure(200, readable(within)) == amounts
         assert read_reply(within, "chat", 1).error == "server: reply without choices"
