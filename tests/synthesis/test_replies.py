@@ -12,6 +12,7 @@ from tests.support.fake_server import completion_body
 
 ANSWER = "<check>wrong</check>\n<wrong_step>2</wrong_step>\n<correction>If 2 < x, $x^2 > 4$.</correction>"
 THOUGHT = "Is it 3?\n\nNo: 2 < 3."
+OURS = "<response>accept</response>\n<solution_2>5</solution_2>\n<response>x</response>"
 NO_END, NO_ANSWER = "reasoning without an end", "reasoning without an answer"
 CONTROL, ROLE = "control tokens in the reply", "role markers in the reply"
 FINAL = "<|channel|>final<|message|>"
@@ -84,6 +85,13 @@ STYLES: dict[str, tuple[str, str, str, str | None]] = {
     "further question": ("It is 5.\nQuestion: 3 + 4?", "It is 5.\nQuestion: 3 + 4?", "", ROLE),
     "further question in Chinese": ("是5。\n问题：3加4？", "是5。\n问题：3加4？", "", ROLE),
     "role in Chinese": ("是5。\n用户：谢谢", "是5。\n用户：谢谢", "", ROLE),
+    "box": (f"<|begin_of_box|>{ANSWER}<|end_of_box|>", ANSWER, "", None),
+    "response": (f"<think>{THOUGHT}</think>\n<response>\n{ANSWER}\n</response>", ANSWER, THOUGHT, None),
+    "our response": (f"<think>{THOUGHT}</think>{OURS}", OURS, THOUGHT, None),
+    "scratchpad": (f"<scratchpad>{THOUGHT}</scratchpad>{ANSWER}", ANSWER, THOUGHT, None),
+    "analysis": (f"<analysis>{THOUGHT}</analysis>{ANSWER}", ANSWER, THOUGHT, None),
+    "unseen": ("\ufeff5\u200b + 6\r\n= 11", "5 + 6\n= 11", "", None),
+    "assistant line": (f"assistant\n{ANSWER}", ANSWER, "", None),
     "mathematics": (
         "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]",
         "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]",
@@ -91,6 +99,47 @@ STYLES: dict[str, tuple[str, str, str, str | None]] = {
         None,
     ),
 }
+
+
+SPOILS = [
+    (CONTROL, text) for text in ("<seed:eos>", "[|endofturn|]", "<tool_call>", "<fim_suffix>", "<0x0A>")
+]
+SPOILS += [
+    (CONTROL, text)
+    for text in (
+        "isĠ6",
+        "\x00",
+        "\x1b[2J",
+        "\x7f",
+        "\u202e",
+        "\u2066",
+        "a\rb",
+    )
+]
+SPOILS += [
+    (ROLE, f"\n{text}")
+    for text in ("user\n6?", "assistant\n6", "### User\n6?", "assistant: 6", "AI: It is 6")
+]
+SPOILS += [
+    (ROLE, f"\n{text}")
+    for text in ("<human>: 6?", "Problem: 6?\nSolution: 6", "Q: 6?\nA: 6", "### Assistant")
+]
+FINE = (
+    "\nAI: IB = 2:1",
+    "\tuser 6",
+    "\nassistants",
+    "\nQ: is 6",
+    "\nProblem: 6",
+    "[|x|]",
+    "x <0 and y",
+    "<response>",
+)
+
+
+@pytest.mark.parametrize(("error", "text"), [*SPOILS, *((None, text) for text in FINE)])
+def test_what_a_template_writes_is_in_no_record(error: str | None, text: str) -> None:
+    reply = read_reply(completion_body(f"It is 5.{text}"), "chat", 1)
+    assert (reply.text, reply.error) == (f"It is 5.{text}", error)
 
 
 def body_of(message: dict[str, Any] | None = None, finish: Any = "stop", **more: Any) -> bytes:
