@@ -7,7 +7,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from megatron_mathcpt.formats.chat_marks import clean_answer, split_answer
-from megatron_mathcpt.formats.lost_escapes import restore_commands
+from megatron_mathcpt.formats.lost_escapes import restore_json_commands
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply
 
 UNANSWERED = "server: "  # prefix of the error of a request that got no reply; the next run retries it
@@ -15,6 +15,8 @@ FAILED = f"{UNANSWERED}reply without choices"
 FILTERED = "ended early: content_filter"
 QUOTA_USED_UP, PROMPT_FILTERED = 402, 451  # statuses
 OF_THE_PROMPT = frozenset({400, 413, 422})  # such as a prompt that is too long
+_OBJECT = re.compile(r'\{\s*"')
+_ESCAPE = re.compile(r'(\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))|\\')
 _LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
 _PARTS = TypeAdapter(dict[str, str | None])
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # several may say the same
@@ -117,13 +119,17 @@ def judge_failure(status: int, said: str, sent: bytes = b"") -> int:
 def use_tags(reply: Reply, tags: tuple[str, ...]) -> Reply:
     """Return a reply that is a JSON object of `tags` as text with these tags; another one as it is."""
     others = tuple(use_tags(other, tags) for other in reply.others)
+    # In a fence or between sentences, with raw line breaks or a backslash that escapes nothing, such as \\(.
+    begin = _OBJECT.search(reply.text)
+    escaped = _ESCAPE.sub(lambda one: one[1] or r"\\", reply.text[begin.start() :] if begin else "")
     try:
-        parts = _PARTS.validate_json(reply.text)
-    except ValueError:
+        found, _ = json.JSONDecoder(strict=False).raw_decode(escaped)
+        parts = _PARTS.validate_python({tag: at(found, tag) for tag in tags})
+    except (ValueError, RecursionError):
         parts = {}
-    if reply.error or not parts.get(tags[0]) or parts.keys() - {*tags}:
+    if reply.error or not parts.get(tags[0]):
         return reply._replace(others=others)
-    given = ((tag, restore_commands(parts.get(tag) or "")) for tag in tags)
+    given = ((tag, restore_json_commands(parts.get(tag) or "")) for tag in tags)
     text, error = clean_answer("\n".join(f"<{tag}>{part}</{tag}>" for tag, part in given if part.strip()))
     return reply._replace(text=text, error=error, others=others)
 

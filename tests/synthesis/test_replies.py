@@ -294,7 +294,6 @@ def test_an_object_becomes_tags() -> None:
     others = [
         '{"check": 5}',
         '{"check": null}',
-        '{"other": "x", "check": "y"}',
         "[]",
         "5",
         "text",
@@ -302,6 +301,40 @@ def test_an_object_becomes_tags() -> None:
     ]
     for other in others:
         assert use_tags(Reply(other), TAGS).text == other
+
+
+@pytest.mark.parametrize("style", ["```json\n%s\n```", "The set {1} is here: %s", "%s\nI hope {it} helps."])
+def test_an_object_is_found_in_a_fence_between_sentences_and_with_more(style: str) -> None:
+    text = '{"other": "x", "check": "a\nb", "correction": "\\(x\\)"}'  # with a raw line break
+    assert use_tags(Reply(style % text), TAGS).text == "<check>a\nb</check>\n<correction>\\(x\\)</correction>"
+
+
+COMMANDS = [r"1 \neq 0", r"$x \ne 0$, so", r"\not= 1", r"$\nu$", r"\nabla f", r"$$a \nmid b$$", r"x \to 0"]
+COMMANDS += [
+    r"\rho",
+    r"\rfloor",
+    r"\tan x",
+    r"\bar x",
+    r"\forall x",
+    r"$a$ is $b \ni c$",
+    r"\underline x",
+    r"\(x\)",
+]
+COMMANDS += [
+    "So\ne = 2",
+    "Let $u$\nu = 3",
+    "by\neq. 1",
+    "$a$\nparallel lines",
+    "One.\n\tx = 3",
+    "a\nor b",
+    "$5\nit",
+]
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_commands_with_one_backslash_in_an_object_are_restored(text: str) -> None:
+    written = json.dumps(text).replace("\\\\", "\\")
+    assert use_tags(Reply(f'{{"check": {written}}}'), TAGS).text == f"<check>{text}</check>"
 
 
 FAILURES = [  # status, body, and what it amounts to
