@@ -2,13 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, StringConstraints
+import orjson
+from pydantic import AfterValidator, Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section
 from megatron_mathcpt.config.cluster import VariableName
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whitespace=True)]
+_Address = Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$", strip_whitespace=True)]
+Url = Annotated[_Address, AfterValidator(lambda url: url.rstrip("/"))]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
 _OURS = {"model", "messages", "prompt", "max_completion_tokens", "response_format", "stream"}
 
 
@@ -22,13 +25,13 @@ class Sampling(Section):
 
     temperature: float | None = Field(ge=0)
     top_p: float | None = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(gt=0)
-    top_k: int | None = Field(default=None, ge=-1)
+    max_tokens: Count
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0)
     stop: tuple[NonEmpty, ...] = ()
-    n: int = Field(default=1, gt=0)
-    seed: Literal["drawn", "none"] | int = "drawn"
+    n: Count = 1
+    seed: Literal["drawn", "none"] | Annotated[int, Field(ge=-(2**63), lt=2**63)] = "drawn"
     reasoning_effort: NonEmpty | None = None
     chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
@@ -38,6 +41,10 @@ class Sampling(Section):
             raise ValueError(
                 f"extra_body: {own[0]} is set by this package; use the setting of this name, if any"
             )
+        try:
+            orjson.dumps([self.chat_template_kwargs, self.extra_body])
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"extra_body or chat_template_kwargs: cannot be sent ({error})") from error
         if self.n > 1 and self.temperature == 0:
             raise ValueError("n: more than 1 are all the same at temperature 0; set temperature")
 

@@ -2,8 +2,10 @@
 
 import re
 
+from megatron_mathcpt.formats.lost_escapes import HIDDEN
+
 _NO_END, _NO_ANSWER = "reasoning without an end", "reasoning without an answer"
-_WORDS = ("think", "thinking", "thought", "reasoning", "seed:think")
+_WORDS = ("think", "thinking", "thought", "reasoning", "seed:think", "scratchpad", "analysis", "reflection")
 _PAIRS = {f"<{word}>": f"</{word}>" for word in _WORDS}
 _PAIRS |= {"◁think▷": "◁/think▷", "[think]": "[/think]", "<|channel>thought": "<channel|>"}
 _PAIRS |= {"<|begin_of_thought|>": "<|end_of_thought|>", "<|start_thinking|>": "<|end_thinking|>"}
@@ -19,12 +21,21 @@ _FORMS = {
     "[BEGIN FINAL RESPONSE]": r"\s*Here are my reasoning steps:(.*)(\[BEGIN FINAL RESPONSE\].*)",
 }
 _WRAPPERS = {"<answer>": "</answer>", "<|begin_of_solution|>": "<|end_of_solution|>"}
-_WRAPPERS |= {"<|START_RESPONSE|>": "<|END_RESPONSE|>", "[BEGIN FINAL RESPONSE]": "[END FINAL RESPONSE]"}
+_WRAPPERS |= {
+    "<|begin_of_box|>": "<|end_of_box|>",
+    "<|START_RESPONSE|>": "<|END_RESPONSE|>",
+    "[BEGIN FINAL RESPONSE]": "[END FINAL RESPONSE]",
+}
+_RESPONSE = re.compile(
+    r"\s*<response>(?!\s*(?:accept|refuse))(.*)</response>\s*", re.DOTALL
+)  # else a prompt's
 # What a chat template puts around and inside of turns.
 _CONTROL = (
-    r"\ufffd|<[|｜][\w▁./-]{2,40}[|｜]>|<\|(?:turn|channel)>|<(?:turn|channel)\|>|<</?SYS>>|\[/?INST\]|[◁▷]"
-    r"|</?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn|(?:seed:)?think(?:ing)?|thought|reasoning)>"
+    r"\ufffd|(?<=\S)[ĠĊ]|\[\|[a-z_]{6,}\|\]|<0x[\dA-F]{2}>|</?(?:tool_(?:call|response)|fim_\w+|seed:\w+)>|<[|｜][\w▁./-]{2,40}[|｜]>|<\|(?:turn|channel)>|<(?:turn|channel)\|>|<</?SYS>>|\[/?INST\]|[◁▷]"
+    r"|</?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn)>"
+    rf"|</?(?:{'|'.join(_WORDS)})>|{HIDDEN.pattern}"
 )
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"))  # in real texts, too, so only removed
 _CONTROL_TOKEN = re.compile(_CONTROL, re.IGNORECASE)
 _HARMONY = r"<\|start\|>assistant|<\|channel\|>\w+[^<]*<\|message\|>|"
 _IN_REASONING = re.compile(_HARMONY + _CONTROL, re.IGNORECASE)
@@ -32,10 +43,13 @@ _END_OF_TURN = re.compile(
     r"(?:\s*(?:<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|eot|eos|END_OF_TURN_TOKEN|role_end"
     r"|user|observation)\|>|</s>|<eos>|<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>))+\s*\Z"
 )
-_LEADING_ROLE = re.compile(r"\s*(?:(?:### ?)?Assistant|### ?Response|助手)[:：]\s*")
+_LEADING_ROLE = re.compile(r"\s*(?:(?:(?:### ?)?[Aa]ssistant|### ?Response|助手)[:：]|assistant\n)\s*")
 _ROLE = re.compile(
-    r"\n(?:[ \t]*\**(?:(?:###)? ?(?:Human|User|Assistant)|### ?(?:Instruction|Response)|用户|助手)\**[:：]"
-    r"|(?<!\A\n)(?<!>\n)[ \t]*(?:Question:|问题[:：]))"  # a further example; after a tag it is the tag's
+    r"\n(?:[ \t]*\**(?:(?:###)? ?(?:Human|User|[Aa]ssistant)|### ?(?:Instruction|Response)|用户|助手)\**[:：]"
+    r"|AI: +[A-Z]?[a-z]+ |<(?:human|user|assistant)>:?"
+    r"|(?:user|assistant|### ?(?:Human|User|Assistant|Instruction|Response))[ \t]*(?=\n|\Z)"
+    # A further example; after a tag it is the tag's.
+    r"|(?<!\A\n)(?<!>\n)[ \t]*(?:Question:|问题[:：]|Problem:(?=.+\n+Solution:)|Q:(?=.+\n+A:)))"
 )
 
 
@@ -44,6 +58,8 @@ def split_answer(text: str, reasoning: str = "") -> tuple[str, str, str | None]:
     answer, thought, error = _split_form(text) or _split_blocks(text)
     if thought or reasoning:
         reasoning = _IN_REASONING.sub("", f"{reasoning}\n{thought}").strip()
+    if thought and (whole := _RESPONSE.fullmatch(answer)):
+        answer = whole[1].strip()
     if not error:
         answer, error = clean_answer(answer)
     return answer, reasoning, error or (_NO_ANSWER if reasoning and not answer.strip() else None)
@@ -83,6 +99,7 @@ def _split_blocks(text: str) -> tuple[str, str, str | None]:
 
 def clean_answer(text: str) -> tuple[str, str | None]:
     """Return the text without what only begins or ends a turn, and an error if more of that is in it."""
+    text = text.replace("\r\n", "\n").translate(_UNSEEN)
     if end := _END_OF_TURN.search(text, max(len(text) - 200, 0)):  # far enough, and quick for any text
         text = text[: end.start()]
     for begin, last in _WRAPPERS.items():

@@ -19,6 +19,12 @@ _LOST = {
 _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
 _COMMANDS = {sign: re.compile(f"(?:{rest})(?![a-zA-Z])") for sign, rest in _LOST.items()}
 _LINE_FEED = re.compile("\n(?=[aeglo])(?=(?:" + _LOST["\n"] + ")(?![a-zA-Z]))")
+# More of them in JSON, where no other sign than a line feed stands before a letter, and between dollars.
+_JSON = (
+    "[\b\f\r](?=[a-zA-Z])|(?<![\n\t])\t(?=(?:anh?|au|op?|ag|fbox)(?![a-zA-Z]))"
+    r"|\n(?=(?:eq(?!\.)|ot|cong|subseteq)(?![a-zA-Z]))"
+)
+_IN_JSON = (re.compile(_JSON), re.compile(rf"{_JSON}|\n(?=(?:e|i|u|eg|mid|parallel|exists|sim)(?![a-zA-Z]))"))
 _SPACES = {"\t": "\t", "\n": "\n", "\r": "\n", "\x85": "\n", **dict.fromkeys("\v\f\x1c\x1d\x1e\x1f", " ")}
 
 
@@ -36,6 +42,13 @@ def restore_commands(text: str) -> str:
     if signs or tabs or "\nabla" in text:  # a search of all texts for all of them takes a tenth longer
         text = _LINE_FEED.sub(_visible, text)
     return text
+
+
+def restore_json_commands(text: str) -> str:
+    """The same for a string of a JSON object."""
+    parts = enumerate(re.split(r"(\$\$?)", text))  # every fourth from the third is between dollars
+    restored = (_IN_JSON[n % 4 == 2].sub(lambda sign: "\\" + _ESCAPES[sign[0]], part) for n, part in parts)
+    return restore_commands("".join(restored))
 
 
 def _visible(found: re.Match[str]) -> str:

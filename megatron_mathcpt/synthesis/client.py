@@ -35,7 +35,7 @@ _CHECK, _CHECK_KEY = "check model, sampling and prompt length", "check the key i
 _REMEDIES = {401: _CHECK_KEY, 403: _CHECK_KEY, 404: "check endpoints and model"}  # by status
 _REMEDIES |= {replies.QUOTA_USED_UP: "add to it and rerun, finished requests are kept"}
 _FAILURES_IN_A_ROW = 50  # requests without a reply, after all their attempts, that mean the server is gone
-_REFUSALS_AT_FIRST = 8  # prompts refused by a server that has answered none: the fault is the config's
+_REFUSALS_AT_FIRST = 8  # prompts refused one after another that show more than a fault of each
 # Settings that a server, at least an older one, ignores, and what to set instead, by its `owned_by` or api:
 # llama.cpp's server-schema.cpp, Ollama's docs on OpenAI compatibility.
 _IGNORED = {
@@ -127,6 +127,7 @@ class Client:
             raise ServerError(f"servers.{name}.key_variable: {problem}; export it")
         self._key = ApiKey(key)
         self.has_answered = False  # any request, in this run or an earlier one
+        self._answers, self._refused = 0, dict[int, int]()  # answers at the first refusal of a body, by hash
         self._places = asyncio.Semaphore(server.maximum_in_flight * len(server.endpoints))
         self._in_flight: Counter[str] = Counter()  # by address
         self._failures_in_a_row = 0
@@ -198,22 +199,32 @@ class Client:
                 finally:
                     self._in_flight[url] -= 1
             if (reply.error or "").startswith(_REFUSED):
-                return self._judge_refusal(url, reply)
+                return self._judge_refusal(url, body, reply)
             if not is_unanswered(reply):
                 self.has_answered, self._failures_in_a_row = True, 0
+                self._answers += 1
                 return reply
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
             problem = f"{self._failures_in_a_row} requests in a row failed, last: {reply.error}"
+            problem += f" ({reply.text})" * bool(reply.text)
             raise self._error(f"{problem}; check the server and rerun, finished requests are kept")
         return reply
 
-    def _judge_refusal(self, url: str, reply: Reply) -> Reply:
-        """A refusal is the prompt's, so final, if other prompts are answered; many in a row end the run."""
+    def _judge_refusal(self, url: str, body: bytes, reply: Reply) -> Reply:
+        """A second refusal is the prompt's, so final, if others are answered in between, or few are refused.
+
+        Before that it may be a quota's or a server's, so the request stays open; many in a row end the run.
+        """
+        known = self._refused.get(hash(body))
+        since = self._refused.setdefault(hash(body), self._answers)
+        few = [*self._refused.values()].count(self._answers) < _REFUSALS_AT_FIRST
+        if known is not None and self.has_answered and (since < self._answers or few):
+            return reply
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= (_FAILURES_IN_A_ROW if self.has_answered else _REFUSALS_AT_FIRST):
             raise self._error(f"{url} {reply.error} ({reply.text}); {_CHECK}")
-        return reply if self.has_answered else reply._replace(error=f"{UNANSWERED}{reply.error}")
+        return reply._replace(error=f"{UNANSWERED}{reply.error}")
 
     def _choose_address(self, failed: str) -> str:
         # The fewest in flight, so the quickest address gets the most; `failed` only if the others are full.
@@ -237,15 +248,19 @@ class Client:
             reply = replies.read_reply(received, api, tokens)
             if reply.error != replies.FAILED:
                 return self._without_key(reply, received), 0
-        return self._judge_failure(url, response, received)
+        return self._judge_failure(url, response, received, body)
 
-    def _judge_failure(self, url: str, response: aiohttp.ClientResponse, body: bytes) -> tuple[Reply, float]:
+    def _judge_failure(
+        self, url: str, response: aiohttp.ClientResponse, received: bytes, sent: bytes
+    ) -> tuple[Reply, float]:
         """A response without a reply is the prompt's fault, passes, or ends the run."""
-        status = replies.judge_failure(response.status, body)
-        said = self._key.quote(body.decode("utf-8", "replace"), 300)
+        said = replies.readable(received)
+        status, said = replies.judge_failure(response.status, said, sent), self._key.quote(said, 300)
         if status == replies.PROMPT_FILTERED:
             return Reply(said, replies.FILTERED), 0
-        if status in replies.OF_THE_PROMPT:
+        # Such as a firewall's 403 of one prompt, if others are answered; a key is no prompt's.
+        others = self.has_answered and status >= 400 and status not in (401, replies.QUOTA_USED_UP)
+        if status in replies.OF_THE_PROMPT or (others and status < 500 and status not in _RETRIED):
             return Reply(said, f"{_REFUSED}{status}"), 0
         if status < 500 and status not in _RETRIED:
             raise self._refusal(url, status, said)
@@ -253,7 +268,7 @@ class Client:
         if wait > self._server.maximum_wait_seconds:
             remedy = "more than maximum_wait_seconds; rerun later or raise it"
             raise self._error(f"{url} asks to wait {wait:.0f} s, {remedy}")
-        return Reply("", replies.FAILED if response.status == 200 else f"{UNANSWERED}status {status}"), wait
+        return Reply(said, replies.FAILED if response.status == 200 else f"{UNANSWERED}status {status}"), wait
 
     def _without_key(self, reply: Reply, body: bytes) -> Reply:
         """The reply, or an error if the API key is in it."""
@@ -266,7 +281,9 @@ class Client:
     def _refusal(self, url: str, status: int, text: str) -> ServerError:
         used_up = status == replies.QUOTA_USED_UP
         problem = "has no quota or balance left" if used_up else f"{_REFUSED}{status}"
-        return self._error(f"{url} {problem} ({text}); {_REMEDIES.get(status, _CHECK)}")
+        return self._error(
+            f"{url} {problem} ({text}); {_REMEDIES.get(404 if status < 400 else status, _CHECK)}"
+        )
 
     def _error(self, text: str) -> ServerError:
         return ServerError(f"server '{self._name}': {text}")

@@ -7,7 +7,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from megatron_mathcpt.formats.chat_marks import clean_answer, split_answer
-from megatron_mathcpt.formats.lost_escapes import restore_commands
+from megatron_mathcpt.formats.lost_escapes import restore_json_commands
 from megatron_mathcpt.synthesis.method import BYTES_A_TOKEN, MAXIMUM_RAW_CHARACTERS, Reply
 
 UNANSWERED = "server: "  # prefix of the error of a request that got no reply; the next run retries it
@@ -15,17 +15,31 @@ FAILED = f"{UNANSWERED}reply without choices"
 FILTERED = "ended early: content_filter"
 QUOTA_USED_UP, PROMPT_FILTERED = 402, 451  # statuses
 OF_THE_PROMPT = frozenset({400, 413, 422})  # such as a prompt that is too long
+_OBJECT = re.compile(r'\{\s*"')
+_ESCAPE = re.compile(r'(\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))|\\')
 _LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
 _PARTS = TypeAdapter(dict[str, str | None])
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # several may say the same
 # What the error of a server says. A limit by the minute is no quota that is used up.
-_QUOTA = re.compile("insufficient_quota|credit balance is too low|arrear|欠费|余额不足", re.IGNORECASE)
+_QUOTA = re.compile(
+    r"insufficient_quota|(?:credit )?balance is (?:too low|insufficient)|insufficient balance|arrear|overdue"
+    r"|free.?tier ?(?:only|of the)|hard limit has been|specified api usage limit|models.per.day"
+    r"|\bdaily[\w ]{1,20}limit|used all available credits|spending limit|欠费|余额不足",
+    re.IGNORECASE,
+)
 _QUOTA_WORDS = re.compile(
     r"quota[\w ]{0,20}ex(?:ce|ha)|exceeded[\w ]{0,20}quota|insufficient.(?:bal|cred)|billing", re.IGNORECASE
 )
-_PASSING = re.compile("rate.?limit|per.?minute|try again in|retry.{0,5}(?:in|delay)", re.IGNORECASE)
-_FILTER = re.compile("content.?(?:polic|filter|manag)|data_inspection|flagged|moderation", re.IGNORECASE)
-_PROMPT = re.compile("context.?(?:length|window)|too long|invalid_request|BadRequest", re.IGNORECASE)
+_PASSING = re.compile(
+    "throttling|rate.?limit|per.?minute|try again in|retry.{0,5}(?:in|delay)", re.IGNORECASE
+)
+_FILTER = re.compile(
+    "content.?(?:polic|filter|manag)|data_inspection|flagged|moderation|block.?reason", re.IGNORECASE
+)
+_PROMPT = re.compile(
+    "context.?(?:length|window)|too long|invalid_(?:request|param)|input length|BadRequest", re.IGNORECASE
+)
+_NOT_READY = re.compile("no healthy deployment|model (?:is )?not (?:yet )?loaded", re.IGNORECASE)
 
 
 def read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
@@ -57,32 +71,46 @@ def _read_choice(choice: object, api: str, body: bytes) -> Reply:
     content = at(message, "content" if api == "chat" else "text")
     own = next(filter(None, (_flat(at(message, field)) for field in _FIELDS)), "")
     if isinstance(content, list):
-        kinds = [at(part, "type") in ("thinking", "reasoning") for part in content]
+        kinds = [at(part, "type") in ("thinking", "reasoning", "redacted_thinking") for part in content]
         own += "".join(_flat(part) for part, thinks in zip(content, kinds, strict=True) if thinks)
-        texts = [at(part, "text") for part, thinks in zip(content, kinds, strict=True) if not thinks]
-        content = _flat(texts) if texts and all(isinstance(text, str) for text in texts) else None
-    if not isinstance(content, str) and not own:
-        return Reply(body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace"), "reply without text")
-    text, reasoning, error = split_answer(content if isinstance(content, str) else "", own)
+        texts = [part for part, thinks in zip(content, kinds, strict=True) if not thinks]
+        texts = [part["text"] or "" if isinstance(part, dict) and "text" in part else part for part in texts]
+        content = "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
     finish = at(choice, "finish_reason")
     named = finish[:40] if isinstance(finish, str) and finish.isidentifier() else "no known reason"
-    error = {"stop": error, "length": "cut off at max_tokens"}.get(named, f"ended early: {named}")
-    return Reply(text, error, reasoning)
+    ended = {"stop": None, "length": "cut off at max_tokens"}.get(named, f"ended early: {named}")
+    refused = "refused by the model" if at(message, "refusal") else None
+    if not isinstance(content, str) and not own:
+        error = refused or (ended if finish else None) or "reply without text"
+        return Reply(body[: 4 * MAXIMUM_RAW_CHARACTERS].decode("utf-8", "replace"), error)
+    text, reasoning, fault = split_answer(content if isinstance(content, str) else "", own)
+    return Reply(text, ended or refused or fault, reasoning)
 
 
-def judge_failure(status: int, body: bytes) -> int:
-    """Return the status that a response without a reply amounts to, by what its body says.
+def readable(body: bytes) -> str:
+    """A body as text, of JSON without its escapes."""
+    try:
+        return orjson.dumps(_parse(body)).decode()
+    except (TypeError, ValueError, RecursionError):
+        return body.decode("utf-8", "replace")
+
+
+def judge_failure(status: int, said: str, sent: bytes = b"") -> int:
+    """Return the status that a response without a reply amounts to, by what it says and was not `sent`.
 
     402 is a quota that is used up, 451 a prompt that a filter refused; within a 200 the error has a status.
     """
-    said = body[:2000].decode("utf-8", "replace")
     if status == 200:
-        error = _failure(_parse(body))
+        error = _failure(_parse(said.encode()))
         code = str(at(error, "code") or at(error, "status"))
         status = int(code) if re.fullmatch("[45][0-9][0-9]", code) else 0
-    of_prompt = status in OF_THE_PROMPT
-    if _QUOTA.search(said) or (_QUOTA_WORDS.search(said) and not of_prompt and not _PASSING.search(said)):
+        said = str(error) if error else said
+    said, of_prompt = said[:2000], status in OF_THE_PROMPT
+    quota = _QUOTA.search(said) or (not of_prompt and not _PASSING.search(said) and _QUOTA_WORDS.search(said))
+    if quota and quota[0].encode() not in sent:
         return QUOTA_USED_UP
+    if of_prompt and _NOT_READY.search(said):
+        return 503
     if (of_prompt or status in (0, 403)) and _FILTER.search(said):
         return PROMPT_FILTERED
     return status or (400 if _PROMPT.search(said) else 502)
@@ -91,13 +119,17 @@ def judge_failure(status: int, body: bytes) -> int:
 def use_tags(reply: Reply, tags: tuple[str, ...]) -> Reply:
     """Return a reply that is a JSON object of `tags` as text with these tags; another one as it is."""
     others = tuple(use_tags(other, tags) for other in reply.others)
+    # In a fence or between sentences, with raw line breaks or a backslash that escapes nothing, such as \\(.
+    begin = _OBJECT.search(reply.text)
+    escaped = _ESCAPE.sub(lambda one: one[1] or r"\\", reply.text[begin.start() :] if begin else "")
     try:
-        parts = _PARTS.validate_json(reply.text)
-    except ValueError:
+        found, _ = json.JSONDecoder(strict=False).raw_decode(escaped)
+        parts = _PARTS.validate_python({tag: at(found, tag) for tag in tags})
+    except (ValueError, RecursionError):
         parts = {}
-    if reply.error or not parts.get(tags[0]) or parts.keys() - {*tags}:
+    if reply.error or not parts.get(tags[0]):
         return reply._replace(others=others)
-    given = ((tag, restore_commands(parts.get(tag) or "")) for tag in tags)
+    given = ((tag, restore_json_commands(parts.get(tag) or "")) for tag in tags)
     text, error = clean_answer("\n".join(f"<{tag}>{part}</{tag}>" for tag, part in given if part.strip()))
     return reply._replace(text=text, error=error, others=others)
 
@@ -106,7 +138,8 @@ def _failure(found: object) -> object:
     """The error in a body, or in its first choice; none if there is none."""
     choices = at(found, "choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    return at(found, "error") or at(first, "error")
+    failed = at(first, "finish_reason") == "insufficient_system_resource"
+    return at(found, "error") or at(first, "error") or failed
 
 
 def _flat(value: object, levels: int = 4) -> str:

@@ -85,7 +85,9 @@ def check_answered(methods: Mapping[str, JsonObject]) -> None:
     """Raise `ServerError` if the summaries of methods say that cases got no reply."""
     pairs = ((name, *pair) for name, made in methods.items() for pair in made["unanswered"].items())
     if lost := [f"{method}: {count} {why}" for method, why, count in pairs]:
-        raise ServerError(f"cases without a reply ({'; '.join(lost)}); start again, all others are kept")
+        first = ", ".join([seed for made in methods.values() for seed in made["open_seeds"]][:3])
+        problem = f"cases without a reply ({'; '.join(lost)})"
+        raise ServerError(f"{problem}; start again, all others are kept; first of their seeds: {first}")
 
 
 class _Run:
@@ -105,6 +107,7 @@ class _Run:
         self.cap = shard.share(config.budget.accepted_tokens)  # at which a method stops
         self.stopped: str | None = None
         self.unanswered = {name: Counter[str]() for name in config.chosen}
+        self.open_seeds = {name: list[str]() for name in config.chosen}  # of the same cases
         self.clients: dict[str, Client] = {}
         self.models: dict[str, str] = {}  # as the servers name them
         self.logged = time.monotonic()
@@ -147,15 +150,19 @@ class _Run:
             for method in (name for name in CONVERSATIONS if name in self.config.chosen):
                 if not self.stopped:
                     await self._run_cases(method)
-                # Refused before others were answered: whether the prompt is at fault is known now.
-                if not self.stopped and any("refused" in reason for reason in self.unanswered[method]):
-                    await self._run_cases(method)
+                # Whether the prompt is at fault shows when it is refused again after others were answered.
+                if refused := [reason for reason in self.unanswered[method] if "refused" in reason]:
+                    if not self.stopped:
+                        await self._run_cases(method)
+                    for reason in refused if self.stopped else ():  # not asked again, as those not reached
+                        self.unanswered[method].pop(reason, None)
 
     async def _run_cases(self, method: str) -> None:
         """Run every case to its outcome; a budget or `cap` accepted tokens may end the method early."""
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
         ends, began, resumed = Counter[str](), time.monotonic(), 0
         self.unanswered[method].clear()
+        self.open_seeds[method].clear()
 
         async def work() -> None:
             nonlocal accepted, resumed
@@ -216,6 +223,7 @@ class _Run:
             if failed := next(filter(is_unanswered, replies), None):
                 # No outcome: the next start resumes here.
                 self.unanswered[case.method][str(failed.error)] += 1
+                self.open_seeds[case.method].append(case.seed.id)
                 return failed.error, 0
             thoughts += [reply.reasoning for reply in replies]
             # In a thread: a grade may take seconds, and no request must wait for it.
@@ -297,6 +305,7 @@ class _Run:
             "rejected": dict(sorted(ends.items())),
             # Cases by why they got no reply; the next start asks for them again.
             "unanswered": dict(sorted(self.unanswered[method].items())),
+            "open_seeds": self.open_seeds[method][:3],
             "records": records,
             "tokens": tokens,
             "capped": capped,

@@ -191,7 +191,8 @@ _LASTING: dict[str, tuple[Any, str | None]] = {  # and the client's name for it
 PASSING, LASTING = tuple(_PASSING), {fault: error for fault, (_, error) in _LASTING.items()}
 FAULTS: dict[str, Any] = _PASSING | {fault: answer for fault, (answer, _) in _LASTING.items()}
 FAULTS |= {"quota": _send(lambda _: [_EXHAUSTED], status=429), "quota in 200": _send(lambda _: [_EXHAUSTED])}
-FAULTS |= {status: _send(status=int(status)) for status in ("400", "401", "402", "404")}
+STATUSES = ["201", "202", "301", "307", "400", "401", "402", "403", "404", "424", "498", "499"]
+FAULTS |= {status: _send(status=int(status)) for status in STATUSES}
 
 
 def chance_of(text: str, purpose: str) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,20 +14,22 @@ from megatron_mathcpt.errors import ServerError
 from megatron_mathcpt.synthesis.client import Client, _retry_after, encode
 from megatron_mathcpt.synthesis.method import Reply, ServerRequest
 from megatron_mathcpt.synthesis.prompt import Prompt
-from tests.support.fake_server import LASTING, PASSING, FakeServer
+from tests.support.fake_server import FAULTS, LASTING, PASSING, FakeServer, _send
 from tests.support.synthesis_runs import FAST
 
 SILENT = ("silence", "one byte a second")  # these end in a time-out, so theirs is short
 BODY = b'{"model": "test-model", "messages": [{"role": "user", "content": "hello %d"}]}'
 
 
-def ask(*endpoints: str, count: int = 1, body: bytes = BODY, **changed: Any) -> list[Reply]:
-    """Send `count` requests at the same time."""
+def ask(*endpoints: str, count: int = 1, body: bytes = BODY, rounds: int = 1, **changed: Any) -> list[Reply]:
+    """Send `count` requests at the same time, `rounds` times; return the replies of the last round."""
     server = Server(model="test-model", endpoints=endpoints, **(FAST | changed))
 
     async def run() -> list[Reply]:
         async with Client("s", server) as client:
-            return list(await asyncio.gather(*(client.send(body % n) for n in range(count))))
+            for _ in range(rounds):
+                found = await asyncio.gather(*(client.send(body % n) for n in range(count)))
+            return list(found)
 
     return asyncio.run(run())
 
@@ -54,10 +57,9 @@ def test_a_completions_server_gets_plain_text() -> None:
 @pytest.mark.parametrize(("fault", "error"), LASTING.items())
 def test_permanent_faults_are_a_named_error_after_one_request(fault: str, error: str | None) -> None:
     with FakeServer(str, faults=lambda prompt, _: fault if prompt == "hello 1" else None) as server:
-        answer = ask(server.url, count=2, maximum_in_flight=1)[
-            1
-        ]  # a refusal is the prompt's if another is answered
-    assert (answer.error, server.requests) == (error, 2)
+        answer = ask(server.url, count=2, maximum_in_flight=1)[1]
+    refused = "server: " * (error or "").startswith("refused")  # until it is refused again
+    assert (answer.error, server.requests) == (error and refused + error, 2)
 
 
 @pytest.mark.parametrize("status", ["401", "404"])
@@ -70,7 +72,7 @@ def test_no_retry_where_it_is_useless(status: str) -> None:
 
 def test_a_refusal_is_of_the_prompt_only_if_others_are_answered() -> None:
     with FakeServer(str, faults=lambda prompt, _: "400" if prompt == "hello 3" else None) as server:
-        replies = ask(server.url, count=8, maximum_in_flight=1)
+        replies = ask(server.url, count=8, maximum_in_flight=1, rounds=2)
         assert [n for n, reply in enumerate(replies) if reply.error] == [3]
         assert (replies[3].error, replies[3].text) == ("refused with status 400", "no")
         server.faults = fails("400")
@@ -79,6 +81,39 @@ def test_a_refusal_is_of_the_prompt_only_if_others_are_answered() -> None:
         with pytest.raises(ServerError, match=r"refused with status 400 \(no\); check model"):
             ask(server.url, count=100, maximum_in_flight=1)
         assert 8 <= server.requests - before < 20
+
+
+def test_refusals_are_final_once_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTS, "400", _send(lambda _: [rb'{"error": "\u4e00 Bad thing"}'], status=400))
+    faulty = re.compile("hello (?:3|[2-9][0-9])").fullmatch
+    with FakeServer(str, faults=lambda prompt, _: "400" if faulty(prompt) else None) as server:
+        replies = ask(server.url, count=40, maximum_in_flight=1, rounds=2)
+        finals = [n for n, reply in enumerate(replies) if reply.error == "refused with status 400"]
+        assert finals == [3, *range(20, 40)]  # the 20 others were answered in between
+        with pytest.raises(ServerError, match="一 Bad thing"):
+            ask(server.url, count=90, maximum_in_flight=1)
+
+
+@pytest.mark.parametrize("status", ["403", "404", "424", "498", "499"])
+def test_any_refusal_of_one_prompt_among_others_is_of_the_prompt(status: str) -> None:
+    with FakeServer(str, faults=lambda prompt, _: status if prompt == "hello 3" else None) as server:
+        replies = ask(server.url, count=8, maximum_in_flight=1, rounds=2)
+    assert [reply.error for reply in replies if reply.error] == [f"refused with status {status}"]
+
+
+@pytest.mark.parametrize("status", ["201", "202", "301", "307"])
+def test_another_success_or_a_redirect_is_a_wrong_address(status: str) -> None:
+    found = pytest.raises(ServerError, match=f"status {status} .*; check endpoints")
+    with FakeServer(str, faults=fails(status)) as server, found:
+        ask(f"{server.url}/")
+
+
+def test_numbers_that_cannot_be_sent_are_refused() -> None:
+    for name in ("seed", "max_tokens", "n", "top_k"):
+        with pytest.raises(ValueError, match=name):
+            body_of(**{name: 2**64})
+    with pytest.raises(ValueError, match="extra_body or chat_template_kwargs: cannot be sent"):
+        body_of(extra_body={"x": 2**64})
 
 
 @pytest.mark.parametrize("fault", ["quota", "quota in 200", "402"])
@@ -165,7 +200,7 @@ def test_retries_are_bounded_and_a_gone_server_ends_the_run() -> None:
     with FakeServer(str, faults=fails("500")) as server:
         (answer,) = ask(server.url, attempts=3)
         assert (answer.error, server.requests) == ("server: status 500", 3)
-        with pytest.raises(ServerError, match="in a row"):
+        with pytest.raises(ServerError, match=r"in a row failed, last: server: status 500 \(no\); check"):
             ask(server.url, count=60, attempts=1)
     (answer,) = ask(server.url, attempts=2)  # the port is closed
     assert answer.error == "server: connection: ClientConnectorError"

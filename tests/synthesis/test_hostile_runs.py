@@ -243,6 +243,19 @@ def test_a_refused_prompt_is_a_rejection_and_a_server_that_refuses_all_an_error(
     }
 
 
+@pytest.mark.parametrize("seeds", [30, 90])  # few and many that are refused
+def test_what_is_refused_since_the_last_reply_stays_open(trial: Trial, seeds: int) -> None:
+    trial.server.faults = lambda _p, _a: "400" if trial.server.answered.total() >= 20 else None
+    status, (error,), _ = start(trial, seeds=seeds)
+    assert status == 2
+    assert "refused with status 400" in error
+    assert start(trial, seeds=seeds)[0] == 2
+    trial.server.faults = lambda prompt, _: "403" if "is 5 +" in prompt else None
+    assert start(trial, seeds=seeds)[0] == 0
+    assert sorted(outcome_seeds(trial.out)) == [seed.id for seed in make_seeds(seeds)]
+    assert sum("refused" in str(row["reason"]) for row in read_outcomes(trial.out, "rejected")) <= 1
+
+
 def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

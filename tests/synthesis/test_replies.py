@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.synthesis.method import Reply
-from megatron_mathcpt.synthesis.replies import judge_failure, read_reply, use_tags
+from megatron_mathcpt.synthesis.replies import judge_failure, read_reply, readable, use_tags
 from tests.support.fake_server import completion_body
 
 ANSWER = "<check>wrong</check>\n<wrong_step>2</wrong_step>\n<correction>If 2 < x, $x^2 > 4$.</correction>"
 THOUGHT = "Is it 3?\n\nNo: 2 < 3."
+OURS = "<response>accept</response>\n<solution_2>5</solution_2>\n<response>x</response>"
 NO_END, NO_ANSWER = "reasoning without an end", "reasoning without an answer"
 CONTROL, ROLE = "control tokens in the reply", "role markers in the reply"
 FINAL = "<|channel|>final<|message|>"
@@ -84,6 +85,13 @@ STYLES: dict[str, tuple[str, str, str, str | None]] = {
     "further question": ("It is 5.\nQuestion: 3 + 4?", "It is 5.\nQuestion: 3 + 4?", "", ROLE),
     "further question in Chinese": ("是5。\n问题：3加4？", "是5。\n问题：3加4？", "", ROLE),
     "role in Chinese": ("是5。\n用户：谢谢", "是5。\n用户：谢谢", "", ROLE),
+    "box": (f"<|begin_of_box|>{ANSWER}<|end_of_box|>", ANSWER, "", None),
+    "response": (f"<think>{THOUGHT}</think>\n<response>\n{ANSWER}\n</response>", ANSWER, THOUGHT, None),
+    "our response": (f"<think>{THOUGHT}</think>{OURS}", OURS, THOUGHT, None),
+    "scratchpad": (f"<scratchpad>{THOUGHT}</scratchpad>{ANSWER}", ANSWER, THOUGHT, None),
+    "analysis": (f"<analysis>{THOUGHT}</analysis>{ANSWER}", ANSWER, THOUGHT, None),
+    "unseen": ("\ufeff5\u200b + 6\r\n= 11", "5 + 6\n= 11", "", None),
+    "assistant line": (f"assistant\n{ANSWER}", ANSWER, "", None),
     "mathematics": (
         "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]",
         "If |x| < 3 and 2 <|x|, then x > 2 <b>or</b> x < -2. $a<s$, [1, 2]",
@@ -91,6 +99,47 @@ STYLES: dict[str, tuple[str, str, str, str | None]] = {
         None,
     ),
 }
+
+
+SPOILS = [
+    (CONTROL, text) for text in ("<seed:eos>", "[|endofturn|]", "<tool_call>", "<fim_suffix>", "<0x0A>")
+]
+SPOILS += [
+    (CONTROL, text)
+    for text in (
+        "isĠ6",
+        "\x00",
+        "\x1b[2J",
+        "\x7f",
+        "\u202e",
+        "\u2066",
+        "a\rb",
+    )
+]
+SPOILS += [
+    (ROLE, f"\n{text}")
+    for text in ("user\n6?", "assistant\n6", "### User\n6?", "assistant: 6", "AI: It is 6")
+]
+SPOILS += [
+    (ROLE, f"\n{text}")
+    for text in ("<human>: 6?", "Problem: 6?\nSolution: 6", "Q: 6?\nA: 6", "### Assistant")
+]
+FINE = (
+    "\nAI: IB = 2:1",
+    "\tuser 6",
+    "\nassistants",
+    "\nQ: is 6",
+    "\nProblem: 6",
+    "[|x|]",
+    "x <0 and y",
+    "<response>",
+)
+
+
+@pytest.mark.parametrize(("error", "text"), [*SPOILS, *((None, text) for text in FINE)])
+def test_what_a_template_writes_is_in_no_record(error: str | None, text: str) -> None:
+    reply = read_reply(completion_body(f"It is 5.{text}"), "chat", 1)
+    assert (reply.text, reply.error) == (f"It is 5.{text}", error)
 
 
 def body_of(message: dict[str, Any] | None = None, finish: Any = "stop", **more: Any) -> bytes:
@@ -245,7 +294,6 @@ def test_an_object_becomes_tags() -> None:
     others = [
         '{"check": 5}',
         '{"check": null}',
-        '{"other": "x", "check": "y"}',
         "[]",
         "5",
         "text",
@@ -253,6 +301,40 @@ def test_an_object_becomes_tags() -> None:
     ]
     for other in others:
         assert use_tags(Reply(other), TAGS).text == other
+
+
+@pytest.mark.parametrize("style", ["```json\n%s\n```", "The set {1} is here: %s", "%s\nI hope {it} helps."])
+def test_an_object_is_found_in_a_fence_between_sentences_and_with_more(style: str) -> None:
+    text = '{"other": "x", "check": "a\nb", "correction": "\\(x\\)"}'  # with a raw line break
+    assert use_tags(Reply(style % text), TAGS).text == "<check>a\nb</check>\n<correction>\\(x\\)</correction>"
+
+
+COMMANDS = [r"1 \neq 0", r"$x \ne 0$, so", r"\not= 1", r"$\nu$", r"\nabla f", r"$$a \nmid b$$", r"x \to 0"]
+COMMANDS += [
+    r"\rho",
+    r"\rfloor",
+    r"\tan x",
+    r"\bar x",
+    r"\forall x",
+    r"$a$ is $b \ni c$",
+    r"\underline x",
+    r"\(x\)",
+]
+COMMANDS += [
+    "So\ne = 2",
+    "Let $u$\nu = 3",
+    "by\neq. 1",
+    "$a$\nparallel lines",
+    "One.\n\tx = 3",
+    "a\nor b",
+    "$5\nit",
+]
+
+
+@pytest.mark.parametrize("text", COMMANDS)
+def test_commands_with_one_backslash_in_an_object_are_restored(text: str) -> None:
+    written = json.dumps(text).replace("\\\\", "\\")
+    assert use_tags(Reply(f'{{"check": {written}}}'), TAGS).text == f"<check>{text}</check>"
 
 
 FAILURES = [  # status, body, and what it amounts to
@@ -281,17 +363,32 @@ FAILURES = [  # status, body, and what it amounts to
     (401, {"message": "bad key"}, 401),
     (500, {"message": "maximum context length"}, 500),
     (529, {"message": "Overloaded"}, 529),
+    (400, {"message": "Billing hard limit has been reached"}, 402),
+    (400, {"message": "You have reached your specified API usage limits"}, 402),
+    (400, {"message": "Insufficient Balance"}, 402),
+    (400, {"message": "There are no healthy deployments for this model"}, 503),
+    (400, {"message": "The model is not loaded"}, 503),
+    (403, {"message": "Sorry, your account balance is insufficient"}, 402),
+    (403, {"code": "AccountOverdueError", "message": "overdue"}, 402),
+    (403, {"code": "AllocationQuota.FreeTierOnly", "message": "x"}, 402),
+    (429, {"message": "Your team has used all available credits or reached its spending limit"}, 402),
+    (429, {"message": "Rate limit exceeded: free-models-per-day"}, 402),
+    (429, {"code": "Throttling.AllocationQuota", "message": "Allocated quota exceeded, increase it"}, 429),
+    (400, {"code": "Arrearage", "message": "Access denied"}, 402),
+    (200, {"code": "invalid_parameter_error", "message": "Range of input length should be [1, 9]"}, 400),
 ]
 
 
 @pytest.mark.parametrize(("status", "error", "amounts"), FAILURES, ids=map(str, range(len(FAILURES))))
 def test_a_failure_is_judged_by_what_it_says(status: int, error: object, amounts: int) -> None:
     body = json.dumps({"error": error}, ensure_ascii=False).encode()
-    assert judge_failure(status, body) == amounts
+    assert judge_failure(status, readable(body)) == amounts
+    escaped = json.dumps({"error": error}).encode()
+    assert judge_failure(status, readable(escaped)) == amounts
     if status == 200:
         assert read_reply(body, "chat", 1).error == "server: reply without choices"
         within = body_of({"content": ""}, "error").replace(
             b'"message"', b'"error": %s, "message"' % body[10:-1]
         )
-        assert judge_failure(200, within) == amounts
+        assert judge_failure(200, readable(within)) == amounts
         assert read_reply(within, "chat", 1).error == "server: reply without choices"
