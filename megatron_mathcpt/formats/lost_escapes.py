@@ -24,7 +24,10 @@ _JSON = (
     "[\b\f\r](?=[a-zA-Z])|(?<![\n\t])\t(?=(?:anh?|au|op?|ag|fbox)(?![a-zA-Z]))"
     r"|\n(?=(?:eq(?!\.)|ot|cong|subseteq)(?![a-zA-Z]))"
 )
-_IN_JSON = (re.compile(_JSON), re.compile(rf"{_JSON}|\n(?=(?:e|i|u|eg|mid|parallel|exists|sim)(?![a-zA-Z]))"))
+_IN_JSON = (
+    re.compile(_JSON),
+    re.compile(rf"{_JSON}|(?<![:.\n])\n(?=i (?!=)|(?:e|u|eg|mid|parallel|exists|sim)(?![a-zA-Z]))"),
+)
 _SPACES = {"\t": "\t", "\n": "\n", "\r": "\n", "\x85": "\n", **dict.fromkeys("\v\f\x1c\x1d\x1e\x1f", " ")}
 
 
