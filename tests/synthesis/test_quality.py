@@ -136,10 +136,10 @@ def test_samples_are_the_first_of_their_kind_or_by_a_hash() -> None:
 
 
 def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None:
-    """Of 20 lines with an escape sequence, 12 are shown, and nothing that a terminal would obey."""
+    """Of 20 lines with signs that change others, 12 are shown, and nothing that a terminal would obey."""
     scripted, bad = (
         ScriptedModel(wrong_attempts=1, wrong_corrections=0, false_verdicts=0),
-        "no\x1b[2J tag\u202e\n",
+        "no\u2028 tag\u061c\n",
     )
 
     def model(prompt: str) -> str:
@@ -150,10 +150,10 @@ def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None
         path.write_text(dump_yaml(build_config(tmp_path, server.url, 10)), encoding="utf-8")
         done = CliRunner().invoke(build_app(), ["synthesize", str(path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert not set(done.stdout) & {"\x1b", "\u202e"}
+    assert not set(done.stdout) & {"\u2028", "\u061c"}
     head, *lines = done.stdout.split("── tutorship_amplification, ")[1].splitlines()
     assert head.startswith("seed seed-000007: malformed")
-    assert [line.split() for line in lines if line.startswith("no")] == [["no", "[2J", "tag"]] * 12
+    assert [line.split() for line in lines if line.startswith("no")] == [["no", "tag"]] * 12
     assert lines[-1] == "…"
     row = next(line for line in done.stdout.splitlines() if "0.85" in line).split()
     tokens = json.loads((tmp_path / "out" / FIRST_SHARD / "summary.json").read_text())["methods"][METHOD][
