@@ -166,6 +166,10 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{field}: unknown key; {hint}{more}"
     if first["type"] == "missing":
         return f"{field}: missing; it has no default and must be decided{more}"
+    if first["type"].startswith("model_"):
+        return (
+            f"{field}: write it as a mapping; known here: {', '.join(_fields_at(model, first['loc']))}{more}"
+        )
     shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r:.100})"
     where = f"{field}: " if field else ""  # a check of the whole config names its fields itself
     return f"{where}{first['msg'].removeprefix('Value error, ')}{shown}{more}"

@@ -19,12 +19,15 @@ _LOST = {
 _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
 _COMMANDS = {sign: re.compile(f"(?:{rest})(?![a-zA-Z])") for sign, rest in _LOST.items()}
 _LINE_FEED = re.compile("\n(?=[aeglo])(?=(?:" + _LOST["\n"] + ")(?![a-zA-Z]))")
-# More of them in JSON, where no other sign than a line feed stands before a letter, and between dollars.
+# More of them in JSON, where no other sign than a line feed precedes a letter, and between dollars.
 _JSON = (
     "[\b\f\r](?=[a-zA-Z])|(?<![\n\t])\t(?=(?:anh?|au|op?|ag|fbox)(?![a-zA-Z]))"
     r"|\n(?=(?:eq(?!\.)|ot|cong|subseteq)(?![a-zA-Z]))"
 )
-_IN_JSON = (re.compile(_JSON), re.compile(rf"{_JSON}|\n(?=(?:e|i|u|eg|mid|parallel|exists|sim)(?![a-zA-Z]))"))
+_IN_JSON = (
+    re.compile(_JSON),
+    re.compile(rf"{_JSON}|(?<![:.\n])\n(?=i (?!=)|(?:e|u|eg|mid|parallel|exists|sim)(?![a-zA-Z]))"),
+)
 _SPACES = {"\t": "\t", "\n": "\n", "\r": "\n", "\x85": "\n", **dict.fromkeys("\v\f\x1c\x1d\x1e\x1f", " ")}
 
 

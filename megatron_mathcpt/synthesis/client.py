@@ -281,9 +281,8 @@ class Client:
     def _refusal(self, url: str, status: int, text: str) -> ServerError:
         used_up = status == replies.QUOTA_USED_UP
         problem = "has no quota or balance left" if used_up else f"{_REFUSED}{status}"
-        return self._error(
-            f"{url} {problem} ({text}); {_REMEDIES.get(404 if status < 400 else status, _CHECK)}"
-        )
+        remedy = _REMEDIES.get(404 if status < 400 else status, _CHECK)
+        return self._error(f"{url} {problem} ({text}); {remedy}")
 
     def _error(self, text: str) -> ServerError:
         return ServerError(f"server '{self._name}': {text}")

@@ -20,26 +20,22 @@ _ESCAPE = re.compile(r'(\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))|\\')
 _LARGEST_COUNT = 2**31  # of tokens reported for one reply; SQLite sums them in 64 bits
 _PARTS = TypeAdapter(dict[str, str | None])
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # several may say the same
+_THINKING = ("thinking", "reasoning", "redacted_thinking")  # types of parts
 # What the error of a server says. A limit by the minute is no quota that is used up.
 _QUOTA = re.compile(
-    r"insufficient_quota|(?:credit )?balance is (?:too low|insufficient)|insufficient balance|arrear|overdue"
-    r"|free.?tier ?(?:only|of the)|hard limit has been|specified api usage limit|models.per.day"
-    r"|\bdaily[\w ]{1,20}limit|used all available credits|spending limit|欠费|余额不足",
-    re.IGNORECASE,
+    r"(?i)insufficient_quota|balance is (?:too low|insufficient)|insufficient balance|arrear|overdue|欠费"
+    r"|余额不足|free.?tier ?(?:only|of the)|hard limit has been|specified api usage limit|spending limit"
+    r"|models.per.day|\bdaily[\w ]{1,20}limit|used all available credits"
 )
 _QUOTA_WORDS = re.compile(
-    r"quota[\w ]{0,20}ex(?:ce|ha)|exceeded[\w ]{0,20}quota|insufficient.(?:bal|cred)|billing", re.IGNORECASE
+    r"(?i)quota[\w ]{0,20}ex(?:ce|ha)|exceeded[\w ]{0,20}quota|insufficient.(?:bal|cred)|billing"
 )
-_PASSING = re.compile(
-    "throttling|rate.?limit|per.?minute|try again in|retry.{0,5}(?:in|delay)", re.IGNORECASE
-)
-_FILTER = re.compile(
-    "content.?(?:polic|filter|manag)|data_inspection|flagged|moderation|block.?reason", re.IGNORECASE
-)
+_PASSING = re.compile("(?i)throttling|rate.?limit|per.?minute|try again in|retry.{0,5}(?:in|delay)")
+_FILTER = re.compile("(?i)content.?(?:polic|filter|manag)|data_inspection|flagged|moderation|block.?reason")
 _PROMPT = re.compile(
-    "context.?(?:length|window)|too long|invalid_(?:request|param)|input length|BadRequest", re.IGNORECASE
+    "(?i)context.?(?:length|window)|too long|invalid_(?:request|param)|input length|BadRequest"
 )
-_NOT_READY = re.compile("no healthy deployment|model (?:is )?not (?:yet )?loaded", re.IGNORECASE)
+_NOT_READY = re.compile("(?i)no healthy deployment|model (?:is )?not (?:yet )?loaded")
 
 
 def read_reply(body: bytes, api: str, prompt_tokens: int) -> Reply:
@@ -71,10 +67,9 @@ def _read_choice(choice: object, api: str, body: bytes) -> Reply:
     content = at(message, "content" if api == "chat" else "text")
     own = next(filter(None, (_flat(at(message, field)) for field in _FIELDS)), "")
     if isinstance(content, list):
-        kinds = [at(part, "type") in ("thinking", "reasoning", "redacted_thinking") for part in content]
-        own += "".join(_flat(part) for part, thinks in zip(content, kinds, strict=True) if thinks)
-        texts = [part for part, thinks in zip(content, kinds, strict=True) if not thinks]
-        texts = [part["text"] or "" if isinstance(part, dict) and "text" in part else part for part in texts]
+        own += _flat([part for part in content if at(part, "type") in _THINKING])
+        parts = [part for part in content if at(part, "type") not in _THINKING]
+        texts = [part.get("text", part) or "" if isinstance(part, dict) else part for part in parts]
         content = "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
     finish = at(choice, "finish_reason")
     named = finish[:40] if isinstance(finish, str) and finish.isidentifier() else "no known reason"

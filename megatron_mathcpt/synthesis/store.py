@@ -204,7 +204,7 @@ def trace(folder: Path, record_id: str) -> dict[str, object]:
     """Return an accepted record of a folder (one shard or all), with every request and reply behind it."""
     for path in sorted(folder.rglob("accepted.jsonl")):
         for _, line in numbered_lines(path):
-            if record_id.encode() not in line:
+            if orjson.dumps(record_id) not in line:
                 continue
             verify_hashes(path.parents[1], load_manifest(path.parents[1], None))  # before it is believed
             row = orjson.loads(line)

@@ -21,7 +21,7 @@ from tests.support.report_folder import report_json
 from tests.support.synthesis_runs import build_config
 
 METHOD = "tutorship_amplification"
-HOSTILE = "<script>window.hacked = 1</script> ]]> </pre>\x1b[31m {{ 7 * 7 }}\n" * 20
+HOSTILE = "<script>window.hacked = 1</script> ]]> </pre>{{ 7 * 7 }}\n" * 20
 
 
 def pair(seed: str) -> JsonObject:

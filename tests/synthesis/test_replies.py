@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.synthesis.method import Reply
-from megatron_mathcpt.synthesis.replies import judge_failure, read_reply, readable, use_tags
+from megatron_mathcpt.synthesis.replies import FILTERED, judge_failure, read_reply, readable, use_tags
 from tests.support.fake_server import completion_body
 
 ANSWER = "<check>wrong</check>\n<wrong_step>2</wrong_step>\n<correction>If 2 < x, $x^2 > 4$.</correction>"
@@ -170,6 +170,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "content": [{"type": "thinking", "thinking": [{"type": "text", "text": THOUGHT}]}, PART]
     },
     "reasoning part": {"content": [{"type": "reasoning", "text": THOUGHT}, PART]},
+    "strings": {"reasoning": THOUGHT, "content": [ANSWER[:9], {"type": "text", "text": None}, ANSWER[9:]]},
+    "redacted": {
+        "reasoning": THOUGHT,
+        "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": ANSWER}],
+    },
     "halves": {
         "reasoning": THOUGHT,
         "content": [{"type": "text", "text": ANSWER[:9]}, {"type": "text", "text": ANSWER[9:]}],
@@ -230,6 +235,26 @@ def test_all_choices_are_read() -> None:
         ("7", "", "cut off at max_tokens"),
     ]
     assert reply.others[2].error == "reply without text"
+
+
+ENDS = [(None, "length", {}, "cut off at max_tokens"), (None, "content_filter", {}, FILTERED)]
+ENDS += [
+    (None, "stop", {"refusal": "I can't."}, "refused by the model"),
+    (None, "stop", {}, "reply without text"),
+]
+ENDS += [("", "insufficient_system_resource", {}, "server: reply without choices")]
+
+
+@pytest.mark.parametrize(("content", "finish", "more", "error"), ENDS)
+def test_why_a_reply_has_no_text(content: str | None, finish: str, more: dict[str, str], error: str) -> None:
+    body = body_of({"content": content, **more}, finish)
+    assert read_reply(body, "chat", 1).error == error
+    assert (
+        judge_failure(200, readable(b'{"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}')) == 451
+    )
+    echoed = "invalid: my spending limit is 5"  # is the prompt's own
+    assert judge_failure(400, echoed) == 402
+    assert judge_failure(400, echoed, b'{"content": "What is my spending limit?"}') == 400
 
 
 HUGE = [2**31, 2**62, 2**64, -1, 10**400, 1.5, 1e308, float("nan"), True, "12", None, [], {}]

@@ -86,6 +86,9 @@ def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Tri
     assert record["question"] in student["request"]["messages"][0]["content"]
     assert student["text"] in teacher["request"]["messages"][-1]["content"]
     assert record["solution"].startswith(student["text"].splitlines()[0])
+    trial.run([seed.model_copy(update={"id": f'a "{seed.id}"\\c\td'}) for seed in make_seeds(9)], "odd")
+    found = read_outcomes(trial.folder / "odd")[0]
+    assert trace(trial.folder / "odd", found["id"])["record"] == found
     with pytest.raises(DataError, match="no accepted record 'nobody'"):
         trace(trial.out, "nobody")
     with pytest.raises(ManifestError, match="another config 'seed'"):
