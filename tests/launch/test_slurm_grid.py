@@ -98,7 +98,7 @@ def test_the_shards_of_a_synthesis_serve_resume_and_feed_a_corpus(tmp_path: Path
 VLLM = """#!/bin/sh
 echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $*" >>{folder}/vllm
 case "$*" in *--headless*) exec sleep 3600.{number} ;; esac
-exec {python} {stub} {folder} 1 teacher "$4" "${{10}}"
+exec {python} {stub} {folder} 4 teacher "$4" "${{10}}"
 """
 
 
@@ -116,7 +116,7 @@ def test_a_teacher_over_two_nodes_and_a_student_on_each(tmp_path: Path) -> None:
         sys.executable,
         str(stub),
         str(tmp_path),
-        "1",
+        "4",
         "{model}",
         "{name}",
         "{port}",
