@@ -140,6 +140,7 @@ class Budget(Section):
 
     `accepted_tokens` and `seeds` limit each method, so that methods can be compared at equal budgets;
     they are divided evenly among shards. A run of a few seeds is a trial, whose replies a larger one reuses.
+    What a budget stopped is complete as configured: its title says so, and its exit status is 0.
     """
 
     maximum_tokens: int | None = Field(default=None, gt=0)
