@@ -202,27 +202,30 @@ def synthesize(
     elif serve:
         servers = served(settings, load_config(serve, SynthesisServers), out / part.folder)
     with servers as connect:
-        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model)
-    title = f"synthesis, stopped at {summary['stopped']}" if summary["stopped"] else "synthesis"
+        summary = stage.synthesize(settings, out, part, connect, accept_model=accept_model, scripted=scripted)
+    title = "rehearsal with a stub server, no data to train on" if scripted else "synthesis"
+    title += f", stopped at {summary['stopped']}" if summary["stopped"] else ""
     print_table(("method", "what", "number"), stage.summary_rows(summary["methods"]), title, bare=True)
-    _show_quality(summary["methods"])
-    echo(f"Plots, reasons and samples, once it is complete: mathcpt report {shlex.quote(str(out))}")
+    _show_quality(
+        summary, "yield" if settings.tokenizer else "yield, tokens estimated as no tokenizer is given"
+    )
     stage.check_answered(summary["methods"])
+    echo(f"Plots, reasons and samples: mathcpt report {shlex.quote(str(out))}")
 
 
-def _show_quality(methods: "dict[str, JsonObject]") -> None:
+def _show_quality(summary: "JsonObject", title: str) -> None:
     """Print yields next to the study's, and the first malformed replies of each method."""
     from megatron_mathcpt.report.synthesized import first_malformed, sum_shards
 
     rows = []
-    for name, made in sum_shards({"": {"methods": methods}}).items():
+    for name, made in sum_shards({"": summary}).items():
         fields = ("records_per_seed", "tokens_per_record")
         pairs = ((made[field], (made["study"] or {}).get(field)) for field in fields)
         cells = (format(value, ".2f") if value is not None else "–" for pair in pairs for value in pair)
         rows.append((name.partition(": ")[2], *cells))
     headings = ("method", "records a seed", "the study's", "tokens a record", "the study's")
-    print_table(headings, rows, "yield", bare=True)
-    for name, made in methods.items():
+    print_table(headings, rows, title, bare=True)
+    for name, made in summary["methods"].items():
         for kind, sample in first_malformed(made):
             echo(_printable(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──"))
             lines = map(_printable, sample["text"].strip().split("\n"))

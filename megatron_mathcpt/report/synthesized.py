@@ -20,10 +20,14 @@ def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     nothing is said of lengths, near-duplicates and samples.
     """
     shards: dict[tuple[str, str], list[JsonObject]] = {}
+    names = {path: _SHARD.sub("", path) or "synthesis" for path in folders}
     for path, counts in folders.items():
+        name, of = names[path], counts.get("shards", 0)
+        if (there := [*names.values()].count(name)) < of and path:
+            name += f" ({there} of {of} shards)"
+        name += " (stub server)" if counts.get("scripted") else ""
         for method, made in counts["methods"].items():
-            key = _SHARD.sub("", path) or "synthesis", method
-            shards.setdefault(key, []).append({"shards": 1, "rejected": {}, **made})
+            shards.setdefault((name, method), []).append({"shards": 1, "rejected": {}, **made})
     study = {row.method: row.model_dump(mode="json") for row in load_published().synthesis}
     return {
         f"{path}: {method}": _conclude(found) | {"study": study.get(method)}

@@ -133,10 +133,16 @@ class Verdicts:
         self.counts.update(other.counts)
 
     @property
+    def contradictions(self) -> str:
+        """The claims that contradict their checks, and both."""
+        pairs = ((name, self.claims.get(name), check.verdict) for name, check in self.checks.items())
+        wrong = (pair for pair in pairs if pair[1] not in (None, pair[2]) and pair[2] != "ungraded")
+        return "; ".join(f"{name}: server {claim}, mathematics {verdict}" for name, claim, verdict in wrong)
+
+    @property
     def disagreement(self) -> bool:
         """Whether a claim contradicts its check."""
-        pairs = ((self.claims.get(name), check.verdict) for name, check in self.checks.items())
-        return any(claim not in (None, verdict) and verdict != "ungraded" for claim, verdict in pairs)
+        return bool(self.contradictions)
 
 
 @dataclass(frozen=True)

@@ -137,11 +137,16 @@ def check_prompts(config: SynthesisConfig) -> str:
         if not own or own - known:
             wrong = f"no role reads {min(own - known)}" if own else "no prompt file there"
             raise ConfigError(f"prompts: {config.prompts}: {wrong}; known are {', '.join(sorted(known))}")
-        _LOG.info("prompts: of %s %s; all others are ours", config.prompts, ", ".join(sorted(own)))
     roles = [where.split(".")[:2] for where in config.asked]
     names = {prompt_name(method, role, config.chosen[method]) for method, role in roles}
     pairs = [file.removesuffix(".txt").rsplit(".", 1) for file in sorted(known)]
-    read = {(*pair,): read_prompt(*pair, config.prompts) for pair in pairs if pair[0] in {*names, "repair"}}
+    files = {(*pair,): read_prompt(*pair, config.prompts) for pair in pairs}  # a wrong one is found now
+    read = {pair: file for pair, file in files.items() if pair[0] in {*names, "repair"}}
+    used = own & {file.path.name for file in read.values()}
+    if own:
+        _LOG.info("prompts: of %s %s; all others are ours", config.prompts, ", ".join(sorted(used)) or "none")
+    if own - used:
+        _LOG.warning("prompts: %s: not used by this config", ", ".join(sorted(own - used)))
     given = [(name, *one) for name, examples in config.examples.items() for one in enumerate(examples)]
     for name, number, one in given:
         where, file = f"examples.{name}.{number}", read.get((name, one.get("language", "en")))

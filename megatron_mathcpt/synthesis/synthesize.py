@@ -32,7 +32,7 @@ from megatron_mathcpt.records import JsonObject, response_text
 from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
 from megatron_mathcpt.synthesis.method import Case, Outcome, Reply, ServerRequest, advance, token_counter
-from megatron_mathcpt.synthesis.prompt import check_prompts, read_prompt
+from megatron_mathcpt.synthesis.prompt import check_prompts, prompt_name, read_prompt
 from megatron_mathcpt.synthesis.quality import MEASURED, Quality
 from megatron_mathcpt.synthesis.replies import use_tags
 from megatron_mathcpt.synthesis.seeds import SeedSet, SeedShard, check_seeds, read_seeds
@@ -40,7 +40,6 @@ from megatron_mathcpt.synthesis.servers import LOGS
 from megatron_mathcpt.synthesis.store import Lineage, Store, make_row
 
 KIND = "synthesis"
-_REPAIR = "requests to the repair"
 _LOG = get_logger(__name__)
 Connect = Callable[[str, Server], Client]
 
@@ -52,29 +51,40 @@ def synthesize(
     connect: Connect = Client,
     *,
     accept_model: bool = False,
+    scripted: bool = False,
 ) -> JsonObject:
     """Run all methods over one shard of the seeds; resumes a killed run, or one whose budget was raised.
 
-    The folder is complete only if every case got its replies; see `check_answered`.
+    The folder is complete only if every case got its replies; see `check_answered`. What the `scripted`
+    server of a rehearsal made is not mixed with data.
     """
     run, budget = _Run(config, out, shard or SeedShard()), config.budget.model_dump(mode="json")
+    run.recorded |= {"scripted": scripted}
     folder, inputs = run.folder, {"seeds": run.found.sha256}
     with run.locked():
         if manifest.is_complete(folder, KIND, inputs=inputs, config=run.recorded):
             found = manifest.load_manifest(folder, KIND)
             try:
                 manifest.verify_hashes(folder, found)
-                if found.counts["budget"] == budget:
+                before, now = found.counts["budget"]["seeds"], budget["seeds"]
+                if less := now is not None and (before is None or now < before):
+                    _LOG.warning("%s: left as it is, with more seeds than budget.seeds", folder)
+                if less or found.counts["budget"] == budget:
                     return found.counts
             except ManifestError as error:
                 _LOG.warning("%s: done now, from the stored replies", error)
         with run.open():
             # Incomplete from now on: a kill must not leave new files under an old manifest.
             (folder / manifest.FILE_NAME).unlink(missing_ok=True)
-            asyncio.run(run.converse(connect, accept_model=accept_model))
+            try:
+                asyncio.run(run.converse(connect, accept_model=accept_model))
+            except KeyboardInterrupt:
+                _LOG.warning("interrupted; every reply is kept: start the same command again")
+                raise
             methods = {name: run.write(name, folder / name) for name in config.chosen}
         seeds = run.found.counts()  # of all shards: read, selected, and dropped by reason
-        summary = {"seeds": seeds, "stopped": run.stopped, "budget": budget, "methods": methods}
+        summary: JsonObject = {"seeds": seeds, "stopped": run.stopped, "budget": budget, "methods": methods}
+        summary |= {"scripted": scripted, "shards": run.shard.count}
         write_atomically(folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         if not any(run.unanswered.values()):
             manifest.write_manifest(folder, KIND, counts=summary, inputs=inputs, config=run.recorded)
@@ -119,6 +129,12 @@ class _Run:
         files = [f"{name}/{kind}.jsonl" for name in self.config.chosen for kind in ("accepted", "rejected")]
         files += ["summary.json", manifest.FILE_NAME, *(Store.FILE + end for end in ("", "-wal", "-shm"))]
         claim_folder(self.folder.parent, KIND)
+        for other in self.folder.parent.glob("shard-*-of-*"):
+            if not other.name.endswith(f"-of-{self.shard.count:05d}"):
+                remedy = f"give --shard INDEX/{int(other.name[-5:])}, or another --out"
+                raise DataError(
+                    f"{other}: is of another number of shards, which have the same seeds; {remedy}"
+                )
         with locked_folder(self.folder, KIND, [*folders, LOGS, *files]), writing(self.folder):
             for name in folders:
                 (self.folder / name).mkdir(exist_ok=True)
@@ -230,8 +246,8 @@ class _Run:
             step = await asyncio.to_thread(advance, conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
         row = make_row(step, case, made, thoughts)
-        roles = Counter(f"requests to the {request['role']}" for request in made)
-        if roles[_REPAIR] and step.records:
+        roles = Counter(f"{request['role']} requests" for request in made)
+        if "repair requests" in roles and step.records:
             roles["repaired outcomes"] = 1
         row["counts"] |= roles
         row["requests"] = [str(request["key"]) for request in made]
@@ -331,8 +347,10 @@ def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
         method, role, *_ = where.replace(".server", ".").split(".")
         asked = Case(config, method, 0, seed).request(role, config.asked[where], attempt=attempt, steps=steps)
         plain = config.servers[asked.server].api == "completions"
-        shown[where] = asked.prompt.as_text() if plain else asked.prompt.as_messages()
-    if shown:
+        file = prompt_name(method, role, config.chosen[method])
+        heading = where if file.split(".")[1:] in ([], [role]) else f"{where}: {file}"
+        shown[heading] = asked.prompt.as_text() if plain else asked.prompt.as_messages()
+    if config.repair_turns:
         repair = read_prompt("repair", seed.language, config.prompts)
         shown["after a reply that cannot be read"] = repair.render({"problem": "no <check>"}).as_messages()
     return shown

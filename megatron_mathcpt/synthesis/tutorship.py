@@ -141,6 +141,9 @@ def _judge(
     solution = read.parts.get("correction", attempt.text)
     if read.claim == "wrong":
         verdicts.checks["correction"] = check_answer(seed, solution)
+        step = attempt.steps[read.wrong_step - 1] if read.wrong_step else ""
+        if step in map(str.strip, solution.splitlines()):
+            raise Rejected("correction repeats the wrong step", step, text)
     if read.claim == "correct" and attempt.check.reason == attempt.why_false:
         raise Rejected("false equation in a step", attempt.why_false, text)
     reject_wrong_answers(case, verdicts, text)
@@ -149,7 +152,7 @@ def _judge(
     if read.claim == "wrong":
         _compare(attempt, read, verdicts)
         if verdicts.disagreement and rules.disagreement == "drop":
-            raise Rejected("teacher and mathematics disagree", raw=text)
+            raise Rejected("teacher and mathematics disagree", verdicts.contradictions, text)
     corrected = (solution,) if read.claim == "wrong" else ()  # an attempt that is right was checked before
     if reason := doubt(case, verdicts, seed.question, seed.answer, *corrected):
         raise Rejected(reason, raw=text)
@@ -227,8 +230,8 @@ def _compare(attempt: _Attempt, read: _Judgement, verdicts: Verdicts) -> None:
     number = read.wrong_step or most_similar_step(read.parts["wrong_step"], attempt.steps)
     if number is None or attempt.false_step is None:
         return
-    early = number <= attempt.false_step  # what is wrong before need not be an equation
-    # Where the teacher quotes the step instead of numbering it, we may have found another.
-    verdict: Status = "correct" if early else "wrong" if read.wrong_step else "ungraded"
+    # What is wrong before need not be an equation, and a step that is quoted may be another than we found.
+    sure = number == attempt.false_step or (number > attempt.false_step and read.wrong_step is not None)
+    verdict: Status = "ungraded" if not sure else "correct" if number == attempt.false_step else "wrong"
     verdicts.claims["wrong step"] = "correct"
     verdicts.checks["wrong step"] = Check(str(number), verdict, attempt.why_false)

@@ -326,7 +326,7 @@ def test_a_flipped_bit_of_the_store_changes_no_output(trial: Trial) -> None:
     (folder / "manifest.json").write_bytes(manifest)
     (folder / Store.FILE).write_bytes(b"garbage" * 100)
     with pytest.raises(DataError, match=r"file is not a database; .* or delete its folder"):
-        trial.run(10, budget={"seeds": 9})
+        trial.run(10, budget={"maximum_tokens": 10**9})
     load_manifest(folder, "synthesis")  # what is complete stays so
     (folder / Store.FILE).write_bytes(store)
     (folder / "manifest.json").unlink(missing_ok=True)

@@ -173,6 +173,19 @@ def test_methods_with_the_same_cap_end_at_the_same_tokens(trial: Trial) -> None:
         assert equal[method]["outcomes"] == 30
 
 
+def test_a_rehearsal_a_smaller_budget_and_other_shards_change_no_data(trial: Trial) -> None:
+    config = trial.config(20)
+    synthesize(config, trial.out, scripted=True)
+    with pytest.raises(ManifestError, match="another config 'scripted'"):
+        synthesize(config, trial.out)
+    local = trial.config(20, methods={"retrospective_enhancement": {}})
+    whole = synthesize(local, trial.folder / "local")
+    fewer = trial.config(20, methods={"retrospective_enhancement": {}}, budget={"seeds": 3})
+    assert synthesize(fewer, trial.folder / "local") == whole
+    with pytest.raises(DataError, match="another number of shards, which have the same seeds; give --shard"):
+        synthesize(local, trial.folder / "local", SeedShard(0, 2))
+
+
 def test_shards_partition_the_seeds(trial: Trial) -> None:
     for number in range(3):
         synthesize(trial.config(31), trial.out, SeedShard(number, 3))

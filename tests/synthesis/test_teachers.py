@@ -118,7 +118,7 @@ def test_a_repair_turn_saves_what_can_be_read_the_second_time(trial: Trial) -> N
     trial.server.respond = once
     found = trial.run(100, repair_turns=1)
     assert (found["records"], found["requests"], found["rejected"]) == (100, 300, {})
-    assert found["counts"]["requests to the repair"] == found["counts"]["repaired outcomes"] == 100
+    assert found["counts"]["repair requests"] == found["counts"]["repaired outcomes"] == 100
 
 
 def test_the_studys_records_a_seed(trial: Trial) -> None:
@@ -151,7 +151,7 @@ def test_the_studys_records_a_seed(trial: Trial) -> None:
     assert right / (right + found["counts"]["attempts wrong"]) == pytest.approx(0.6, abs=0.05)
     assert {*found["rejected"]} == {"attempt already right", "wrong final answer"}
     # Nothing is paid for attempts whose outcome is known: one request to the teacher for each wrong attempt.
-    assert found["counts"]["requests to the teacher"] == found["counts"]["attempts wrong"]
+    assert found["counts"]["teacher requests"] == found["counts"]["attempts wrong"]
 
 
 def test_a_false_equation_in_a_step_is_found_whatever_the_teacher_says(trial: Trial) -> None:

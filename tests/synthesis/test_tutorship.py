@@ -235,6 +235,14 @@ def test_what_is_wrong_with_a_check_of_steps(attempt: str, reply: str, reason: s
     assert checked(attempt, reply).reason == reason
 
 
+def test_a_correction_that_repeats_the_wrong_step_is_none() -> None:
+    """The first step is right, so the teacher has named another than the wrong one."""
+    named = CHECKED.replace("1: correct, 2 * 4 is 8", "1: wrong").replace("<wrong_step>2", "<wrong_step>1")
+    assert checked(LONG, named).verdicts.checks["wrong step"].verdict == "ungraded"
+    repeated = named.replace("<correction>", "<correction>2 * 4 = 8\n")
+    assert checked(LONG, repeated).reason == "correction repeats the wrong step"
+
+
 def test_a_false_equation_is_wrong_whatever_the_teacher_says() -> None:
     lucky = "2 + 3 = 6\nThe answer is 5."
     assert tutor(lucky, CORRECT, right_attempts="keep").reason == "false equation in a step"
