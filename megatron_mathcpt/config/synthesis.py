@@ -216,7 +216,7 @@ class SynthesisConfig(Section):
             fields = type(settings).model_fields
             for role in (role for role in fields if role == "server" or f"{role}_sampling" in fields):
                 given = getattr(settings, role)
-                several = given if isinstance(given, tuple) else (given,) if given else ()
+                several = given if isinstance(given, tuple) else () if given is None else (given,)
                 for number, server in enumerate(several):
                     found[f"{name}.{role}" + (f".{number}" if len(several) > 1 else "")] = server
         return found
@@ -260,7 +260,7 @@ class SynthesisConfig(Section):
                 raise ValueError(
                     f"methods.{method}.{field}.n: only {used} of the {sampling.n} replies are used"
                 )
-            if draws > 1 and (sampling.temperature == 0 or isinstance(sampling.seed, int)):
+            if -(-draws // sampling.n) > 1 and (sampling.temperature == 0 or isinstance(sampling.seed, int)):
                 why = "with temperature 0 or one seed for all"
                 raise ValueError(
                     f"methods.{method}.{field}: {draws} replies would be the same {why}; change it"

@@ -44,22 +44,36 @@ _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(
 _QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
 _MARKUP = re.compile(r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```")  # left within a content
 _NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
+# What a verdict may be said of: the student's solution is correct, 所以这一步是正确的.
 _SUBJECT = re.compile(
-    r"[\W_]*(?:boxed\{)?(?:(?:(?:the|this) )?(?:attempt|solution|answer|step|it)?\s*(?:is|:)\s+)?[\W_]*",
+    r"[\W_]*(?:boxed\{)?(?:(?:so|the|this|that|it|all|every|student['’]s|final|whole|verdict|attempt|solution|answer"
+    r"|steps?(?: \d+)?)[\s:]+){0,5}(?:(?:is|are)\s+)?(?:entirely |completely |fully )?"
+    r"(?:所以|因此)?(?:这个?|该|此|整个|学生的|最后的?|每)?(?:一?步骤?|解答|答案|计算|过程|第\d+步)?"
+    r"(?:都|均|是|完全|全部){0,2}[\W_]*",
     re.IGNORECASE,
 )
 _VERDICTS = {
     "accept": re.compile(r"accept(?:ed)?\b|接受|通过", re.IGNORECASE),
     "refuse": re.compile(r"refused?\b|reject(?:ed)?\b|拒绝|不接受", re.IGNORECASE),
-    "correct": re.compile(r"(?:correct|right)\b|正确", re.IGNORECASE),
-    "wrong": re.compile(r"(?:wrong|incorrect|not correct|not right)\b|错误?|不正确|不对|有误", re.IGNORECASE),
+    "correct": re.compile(r"(?:correct|right)\b|(?:正确|对)的?|无误", re.IGNORECASE),
+    "wrong": re.compile(
+        r"(?:wrong|incorrect|not correct|not right)\b|错误?的?|不正确|不对|有误", re.IGNORECASE
+    ),
 }
+_MARKS = {**dict.fromkeys(map(ord, "✓✔✅"), " correct "), **dict.fromkeys(map(ord, "✗✘❌"), " wrong ")}
 # A verdict that the next words take back is none: correct or wrong, correct? No, right-hand side.
 _OTHERWISE = re.compile(
-    r"\W{0,4}(?:or\b|或)|\s?[/|]\s?(?:correct|wrong|accept|refuse)|\W*[?？]", re.IGNORECASE
+    r"\W{0,4}(?:(?:or|but|except|however|though)\b|或|但|不过)|\s?[/|]\s?(?:correct|wrong|accept|refuse)|\W*[?？]",
+    re.IGNORECASE,
 )
-_ENDS = re.compile(r"[\"'”’*_`\])}]*\s*(?:$|[\n,.:;!，。：；！、(（|–—]|-\s)")
-_DENIAL = re.compile(r"\b(?:wrong|incorrect|not (?:correct|right))\b|错误|不正确|不对|有误", re.IGNORECASE)
+_ENDS = re.compile(
+    r"[\"'”’*_`\])}]*\s*(?:$|[\n,.:;!，。：；！、(（|–—→]|-\s|(?:because|since|as)\b|[\d$\\✓✔✅])"
+)
+_DENIAL = re.compile(
+    r"(?<!nothing )(?<!no )(?<!without )\b(?:wrong|incorrect|not (?:correct|right))\b"
+    r"|(?<!没有)(?<!无)(?:错误|有误)|不正确|不对",
+    re.IGNORECASE,
+)
 _AFTER_VERDICT = re.compile(r"^[\s,:;.!，。：；！、*_`)）\]}|\"”’]*(?:[–—-]\s+)?")
 # Of a last line.
 _FINAL_ANSWER = re.compile(r"(?:^|(?<=\s)|(?<=[.。]))[*_]*(?:The answer is|答案是).*", re.DOTALL)
@@ -133,7 +147,8 @@ def verdict_of(text: str, allowed: tuple[str, ...]) -> tuple[str, str] | None:
         sure = verdict in ("wrong", "refuse") or (_ENDS.match(rest) and not _DENIAL.search(rest))
         if sure and not _OTHERWISE.match(rest):
             return verdict, _AFTER_VERDICT.sub("", rest).strip()
-    return None
+    marked = text.translate(_MARKS)
+    return verdict_of(marked, allowed) if marked != text else None
 
 
 def ask(

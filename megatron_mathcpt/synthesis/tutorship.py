@@ -36,20 +36,25 @@ from megatron_mathcpt.synthesis.verification import (
 _CLAIMS = ("correct", "wrong")
 _DIGITS = "一二三四五六七八九十"
 # Of a step at the start of a line, and where it is certain that the number is no part of the mathematics.
-_LINE = re.compile(rf"\W*(?:step\s*|步骤\s*|第\s*)?(\d{{1,3}}|[{_DIGITS}])\s*步?(?:\W+|$)", re.IGNORECASE)
+_LINE = re.compile(
+    rf"\W*(?:step\s*|步骤\s*|第\s*)?(\d{{1,3}}|[{_DIGITS}])\s*步?(?:[^\w✓✔✅✗✘❌]+|$|(?=\W))", re.IGNORECASE
+)
 _NUMBER = re.compile(
-    rf"\W*(?:(?:step\s*|步骤\s*|第\s*)(\d{{1,3}}|[{_DIGITS}])\s*步?|(\d{{1,3}})\s*(?:[:：)）、|]|\.(?!\d)))"
-    r"[^\w$\\(-]*",
+    rf"\W*(?:(?:(?:in |at )?step\s*|步骤\s*|第\s*)(\d{{1,3}}|[{_DIGITS}])\s*步?"
+    r"|(\d{1,3})\s*(?:[:：)）、|]|\.(?!\d)))[^\w$\\(-]*",
     re.IGNORECASE,
 )
 _NEXT_JUDGEMENT = re.compile(r"[;；,，]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
-_BEFORE_VERDICT = re.compile(r"[:：|–—。]|\s-\s|\.\s")  # at the end of a line
+_BEFORE_VERDICT = re.compile(r"[:：|–—。，]|\s-\s|[.,]\s")  # at the end of a line
 _JUDGED: dict[str, dict[Language, str]] = {
     "correct": {"en": "“{step}” is right. {why}", "zh": "“{step}”正确。{why}"},
     "wrong": {"en": "“{step}” is wrong. {why}", "zh": "“{step}”有误。{why}"},
 }
-_REFERENCE = re.compile(
-    r"\b(?:reference|provided) (?:answer|solution)\b|参考(?:答案|解答)|标准答案", re.IGNORECASE
+_REFERENCE = re.compile(  # but not "the given answer", which may be the student's
+    r"\breference\b|\b(?:official|gold|provided|model) (?:answer|solution)|\bgiven solution"
+    r"|\b(?:right|correct) (?:answer|solution) (?:that (?:is|was) )?(?:given|provided)"
+    r"|参考|标准(?:答案|解答)|已知(?:的)?正确|(?:给出|提供)的(?:正确)?(?:答案|解答)",
+    re.IGNORECASE,
 )
 
 
@@ -65,6 +70,7 @@ class _Judgement(NamedTuple):
     claim: str
     wrong_step: int | None  # from 1, where the steps are judged one by one
     parts: dict[str, str]  # of the record, by tag
+    reasons: str = ""  # why steps are right
 
 
 def amplify(case: Case) -> Conversation:
@@ -77,7 +83,7 @@ def amplify(case: Case) -> Conversation:
     waiting, last = list[Reply](), Rejected("empty attempt")
     for number in range(settings.attempts):
         if not waiting:
-            (reply,) = yield (_student_request(case, number),)
+            (reply,) = yield (_student_request(case, number // settings.student_sampling.n),)
             waiting = [reply, *reply.others]
         one, stop = Verdicts(), False
         try:
@@ -106,8 +112,8 @@ def amplify(case: Case) -> Conversation:
 
 def _student_request(case: Case, number: int) -> ServerRequest:
     settings = case.settings(TutorshipAmplification)
-    # Numbered over all draws of this seed, so that no two attempts have the same sampling seed.
-    draw = case.sample * settings.attempts + number
+    # Numbered over all draws of this seed, so that no two requests have the same sampling seed.
+    draw = case.sample * -(-settings.attempts // settings.student_sampling.n) + number
     student = settings.students[draw % len(settings.students)]
     return case._replace(sample=draw).request("student", student)
 
@@ -142,7 +148,7 @@ def _judge(
     if read.claim == "wrong":
         verdicts.checks["correction"] = check_answer(seed, solution)
         step = attempt.steps[read.wrong_step - 1] if read.wrong_step else ""
-        if step in map(str.strip, solution.splitlines()):
+        if step and f"\n{step}\n" in f"\n{solution}\n":
             raise Rejected("correction repeats the wrong step", step, text)
     if read.claim == "correct" and attempt.check.reason == attempt.why_false:
         raise Rejected("false equation in a step", attempt.why_false, text)
@@ -153,7 +159,8 @@ def _judge(
         _compare(attempt, read, verdicts)
         if verdicts.disagreement and rules.disagreement == "drop":
             raise Rejected("teacher and mathematics disagree", verdicts.contradictions, text)
-    corrected = (solution,) if read.claim == "wrong" else ()  # an attempt that is right was checked before
+    # An attempt that is right was checked before.
+    corrected = (read.reasons, solution) if read.claim == "wrong" else (read.reasons,)
     if reason := doubt(case, verdicts, seed.question, seed.answer, *corrected):
         raise Rejected(reason, raw=text)
     return tags.make_record(case, settings.layout, parts.items())
@@ -192,12 +199,13 @@ def _read_judgement(case: Case, text: str, steps: Sequence[str]) -> _Judgement:
     if settings.layout == "prose":
         # The steps are quoted: our numbers are not in the attempt, which may have its own.
         parts["steps"] = "\n".join(
-            _JUDGED[verdict][case.seed.language].format(step=step, why=why).strip()
+            _JUDGED[verdict][case.seed.language].format(step=" ".join(step.split("\n")), why=why).strip()
             for step, (verdict, why) in zip(steps, judged[:wrong], strict=False)
         )
         if named:
             parts["wrong_step"] = parts["wrong_step"][named.end() :]
-    return _Judgement(claim, wrong, parts)
+    reasons = "\n".join(why for verdict, why in judged if verdict == "correct")
+    return _Judgement(claim, wrong, parts, reasons)
 
 
 def _value(number: str) -> int:

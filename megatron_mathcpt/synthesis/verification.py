@@ -7,18 +7,18 @@ checks are further voices: they can make a record doubtful, which the config dro
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain, combinations, pairwise
+from itertools import combinations, pairwise
 
 from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.answers.equations import false_equations
 from megatron_mathcpt.answers.operations import operation_similarity
 from megatron_mathcpt.answers.substitution import satisfies
-from megatron_mathcpt.records import Problem
+from megatron_mathcpt.records import Problem, step_ends
 from megatron_mathcpt.synthesis.method import Case, Check, Rejected, Verdicts
 
 _WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
-_LINE_END = re.compile(r"\n+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)")
+_CLOSING = re.compile(r"\s*[)）”’」』\]]+")
+_LEADS_ON = re.compile(r"(?s:.*)[:：][*_ ]*|\W*\d{1,2}[.)、）]\W*|#{1,6} .*|\W*")
 
 
 def check_answer(seed: Problem, text: str) -> Check:
@@ -73,10 +73,26 @@ def operations_alike(texts: Iterable[str]) -> float:
 
 
 def split_steps(text: str) -> list[tuple[int, int]]:
-    """Return begin and end of each step: the lines, or the sentences of a one-line solution."""
-    pattern = _LINE_END if "\n" in text.strip() else _SENTENCE_END
-    edges = [0, *chain.from_iterable(found.span() for found in pattern.finditer(text)), len(text)]
-    return [step for step in zip(edges[::2], edges[1::2], strict=True) if text[slice(*step)].strip()]
+    """Return begin and end of each step: the lines, or the sentences of a one-line solution.
+
+    None begins or ends within a formula, and what only leads to the next (a heading, `Cost:`, the number of a
+    list) or is layout (a rule of a table) is no step of its own.
+    """
+    in_lines, steps, begin, leads = "\n" in text.strip(), list[tuple[int, int]](), 0, False
+    for end in step_ends(text):
+        if in_lines and text[end : end + 1] not in ("\n", ""):
+            continue
+        if steps and (closing := _CLOSING.match(text, begin, end)):  # of the sentence before
+            steps[-1], begin = (steps[-1][0], closing.end()), closing.end()
+        piece = text[begin:end]
+        first, last = begin + len(piece) - len(piece.lstrip()), begin + len(piece.rstrip())
+        layout = not re.search(r"\w", piece)
+        if steps and (leads or layout):
+            steps[-1] = steps[-1][0], last
+        else:
+            steps.append((first, last))
+        begin, leads = end, (leads and layout) or bool(_LEADS_ON.fullmatch(text[first:last]))
+    return steps
 
 
 def most_similar_step(quoted: str, steps: Sequence[str]) -> int | None:

@@ -245,7 +245,11 @@ def test_the_preview_shows_every_role(tmp_path: Path) -> None:
     config = config.model_copy(update={"servers": config.servers | {"student": plain}})
     shown = first_prompts(config, check_seeds(config))
     roles = {f"{AMPLIFY}.student", TEACHER, f"{DIVERSIFY}.server", f"{EXPAND}.server", f"{EXPAND}.solver"}
-    assert shown.keys() == roles | {"after a reply that cannot be read"}
+    assert shown.keys() == roles
+    repairing = config.model_copy(update={"repair_turns": 1})
+    assert first_prompts(repairing, check_seeds(config)).keys() - roles == {
+        "after a reply that cannot be read"
+    }
     assert all("What is 0 + 7?" in shown[role] for role in roles)
     assert shown[TEACHER].startswith("[system]\n")
     assert "Attempt:\nTake 0.\nAdd 7.\nThat makes 0 + 7 = 7.\nThe answer is 7.\n\n" in shown[TEACHER]

@@ -66,7 +66,7 @@ def test_of_many_seeds_every_nth_is_measured(tmp_path: Path, monkeypatch: pytest
     assert (shown["seeds"], shown["measured_seeds"], made["records"]) == (13, 5, 13)
     assert {pair["seed"]["id"] for pair in shown["pairs"]} == {f"seed-{n:06d}" for n in (0, 6, 12, 18, 24)}
     assert all(pair["records"][0]["solution"].count("<back>") == 2 for pair in shown["pairs"])
-    empty = synthesize.synthesize(config, tmp_path / "out", SeedShard(30, 31))["methods"][LOCAL]["quality"]
+    empty = synthesize.synthesize(config, tmp_path / "empty", SeedShard(30, 31))["methods"][LOCAL]["quality"]
     assert (empty["seeds"], empty["pairs"], empty["near_duplicates"]["found"]) == (0, [], 0)
 
 

@@ -169,6 +169,11 @@ def test_a_check_of_each_step_is_written_out() -> None:
         "1. 2 * 4 = 8: correct\n2) 8+3: wrong",
         "1: correct, 2 * 4 = 8; 2: wrong, 8 + 3 is 11",
         "1: correct, 2: wrong, 8 + 3 is 11",
+        "1: 2 * 4 = 8, so this is correct.\n2: 8 + 3 = 12，错误",
+        "1: ✓\n2: ✗",
+        "Step 1: Verdict: correct\nStep 2: This step is not right",
+        "1：这一步正确\n2：计算错误，8 + 3 = 11",
+        "1: correct because 2 * 4 is 8, nothing wrong here\n2: wrong, it is 11",
         "1 - correct\n2 - wrong",
         "| 1 | correct |\n| 2 | wrong | 8 + 3 is 11 |",
         "| step | verdict |\n|---|---|\n| 1 | 2 * 4 = 8 | correct |\n| 2 | 8 + 3 | wrong |",
@@ -229,6 +234,12 @@ def test_a_check_of_each_step_is_written_out() -> None:
             "false equation in a step",
         ),
         (WRONG, CORRECTED, "malformed: no <steps>"),
+        (LONG, CHECKED.replace("2 * 4 is 8", "2 * 4 = 9"), "false equation in a step"),
+        (
+            LONG,
+            CHECKED.replace("1: correct,", "1: right, except that"),
+            "malformed: steps are not judged one by one",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_check_of_steps(attempt: str, reply: str, reason: str) -> None:
@@ -294,3 +305,11 @@ def test_the_reference_is_the_teachers_alone() -> None:
         assert SUM["solution"] not in student.prompt.as_text()
     leaking = CORRECTED.replace("<correction>", "<correction>By the reference answer, ")
     assert tutor(WRONG, leaking, reference="answer").reason == "teacher mentions the reference"
+    for leak in (
+        "As the reference says, ",
+        "By the given solution, ",
+        "The correct answer given is 5. ",
+        "标准答案是5。",
+    ):
+        reply = CORRECTED.replace("<correction>", f"<correction>{leak}")
+        assert tutor(WRONG, reply, reference="answer").reason == "teacher mentions the reference"
