@@ -30,7 +30,7 @@ _BEFORE = re.compile(
 )
 # After these, such a word is part of an operation: half of, the sum of 3 and.
 _OPERAND = re.compile(
-    r"(?:\d[\d./]*+%?|(?<![a-z])(?:half|thirds?|quarters?|fourths?|fifths?|percent|sum|product|difference|average"
+    r"(?:\d[\d./]*+[%}]?|(?<![a-z])(?:half|thirds?|quarters?|fourths?|fifths?|percent|sum|product|difference|average"
     r"|mean|median|square|root|cube|factorial|remainder|digits?|mod\w*+|[a-z])) *+(?:of|的|[与和])\s*+$"
     r"|(?:\d[\d./]*+%?|\b(?:from|between|[a-z])) *+(?:to|by|per)\s*+$"
     r"|\b(?:sum|product|difference|average|mean|between|both|from)\b[^.;]{0,30}and\s*+$",
@@ -173,7 +173,7 @@ def _begins(side: str, before: str, spaces: int) -> bool:
 
 def _ends(side: str, after: str, spaces: int) -> bool:
     letter = spaces < 2 and short.match(r"[A-Zb-z](?![A-Za-z])", after)
-    if letter or side[-1:] in "+-*/^([{⋅" or _AFTER.match(after):
+    if letter or short.match("[√∛π⁰¹²³⁴-⁹₀-₉]", after) or side[-1:] in "+-*/^([{⋅" or _AFTER.match(after):
         return False
     if short.match(rf"[.,][\\\d(]|\\(?!\\|(?:text|neq?|{_RELATIONS})(?![A-Za-z]))", after):
         return False  # a repeating decimal, a list

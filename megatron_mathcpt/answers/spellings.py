@@ -4,6 +4,8 @@ Words for operations become signs (48 divided by 2, 3的2倍), units of measure 
 other nouns before an operator the factor ⋅(1). Every pattern takes linear time.
 """
 
+import unicodedata
+
 import regex as re
 
 from megatron_mathcpt.answers.units import UNIT_FACTORS
@@ -12,7 +14,7 @@ NUMBER = r"\d++(?:\.\d++)?+"
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _SCALES |= {"百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 _FACTORS = {**_SCALES, **{word: factor for word, factor in UNIT_FACTORS.items() if word not in ("ha", "in")}}
-_MEASURE = "|".join(sorted(map(re.escape, _FACTORS), key=len, reverse=True))
+_MEASURE = rf"({'|'.join(sorted(map(re.escape, _FACTORS), key=len, reverse=True))})(?:es|s)?(?![a-z])"
 # A word after a number that belongs to it, as in 3 red apples + 4 pears; not one of prose or of a function.
 _NOUN = (
     r"(?!(?:and|is|are|was|were|has|have|had|so|then|plus|minus|times|equals?|gives?|makes?|yields?|which|that|if"
@@ -35,6 +37,9 @@ _REST = (
 )
 _ROWS = r"\\(?:begin|end)\{(?:align|gather|equation|split|eqn|array|multline)[^{}]{0,9}\}(?:\{[lcr]{1,9}\})?"
 _SPELLINGS = (
+    (r"([⁰¹²³⁴-⁹⁺⁻]++)(?!√)", r"^{\1}"),
+    (r"([¼-¾⅐-⅞])", r"\\frac{\1}"),
+    (rf"√({NUMBER})", r"\\sqrt{\1}"),
     (r"\*{6}|(?:\\cdot\s*+){3,6}", "…"),
     (r"<<|>>", ";"),
     (r"(?s)\[asy\].{0,5000}?\[/asy\]|\\left\s?(?:\\\{|\{|\|)", "|"),
@@ -67,18 +72,18 @@ _SPELLINGS = (
     (rf"\bsum of ({NUMBER}),? and ({NUMBER})|({NUMBER})[与和]({NUMBER})的和", r"; \1\3+\2\4"),
     (rf"\bproduct of ({NUMBER}),? and ({NUMBER})|({NUMBER})[与和]({NUMBER})的积", r"; \1\3*\2\4"),
     (rf"({NUMBER})[与和]({NUMBER})的差", r"; \1-\2"),
-    (rf"\bsquare root of ({NUMBER})|√({NUMBER})", r"; \\sqrt{\1\2}"),
+    (rf"\bsquare root of ({NUMBER})", r"; \\sqrt{\1}"),
     (rf"\bsquare of ({NUMBER})|({NUMBER})(?: squared|的平方)", r" \1\2^2"),
     (r"(?<=\d)(?: cubed|的立方)", "^3"),
     (r"(?<=\d)(?: times | multiplied by |乘以?)(?=[$\d])|(?<=\d)的(?=\d++(?:倍|%|/\d))", "*"),
-    (r"(?:(?<=%)|(?<=\d/\d)|(?<=\d/\d\d)) of (?=\d)", "*"),
+    (r"(?:(?<=%)|(?<=\d/\d)|(?<=\d/\d\d)|(?<=\d\})) of {1,2}(?=\d)", "*"),
     (r"(?<=\d)倍", ""),
     (r"(?<=\d)(?: divided by | over |除以)(?=\d)", "/"),
     (r"(?<=\d)(?: minus | less |减去?)(?=\d)", "-"),
     (r"(?<=\d)(?: plus |加上?)(?=\d)", "+"),
     (r"(?<=\d)等于(?=\d)", "="),
     (rf"(?<=[\d%)}}])(?:{_IS})", " ≟ "),  # an equality only after an operation
-    (rf"(?<=\d)[ -]{{0,2}}(?:(?:square|cubic) )?({_MEASURE})(?:es|s)?(?![a-z])(?: ?\^ ?\{{?[23]\}}?)?", "⋅"),
+    (rf"(?<=\d)[ -]{{0,2}}(?:(square|cubic|平方|立方) ?)?{_MEASURE}(?: ?\^ ?\{{?([23])\}}?)?", "⋅"),
     (r"(?<=[\d)]) ?/ ?[a-z]{2,}+", "⋅(1)"),
     (rf"(?<=[\d)]){_NOUNS}(?=\s{{0,2}}(?:[-+*/=≈]\s{{0,2}}[(\d]|[=≈]|\)))", "⋅(1)"),
     (r"(?<=[\d)])[一-鿿]{1,4}(?=\s?[-+*/=≈]\s?[(\d])|(?<=\d)\([一-鿿]{1,4}\)(?=\s?[-+*/=≈])", "⋅(1)"),
@@ -96,13 +101,20 @@ def respelled(text: str) -> tuple[str, list[int]]:
     for pattern, sign in _COMPILED:
         pieces, moved, end = [], [], 0
         for found in pattern.finditer(text):
-            new = found.expand(sign) if sign != "⋅" else f"⋅({_FACTORS[found[1]]})"
+            new = _factor(found) if sign == "⋅" else found.expand(sign)
+            if sign[-3:] == r"\1}":  # ² is 2, and ½ is 1⁄2
+                new = unicodedata.normalize("NFKC", new).translate(_SIGNS).replace("⁄", "}{")
             pieces += [text[end : found.start()], new]
             moved += [*places[end : found.start()], *[places[found.start()]] * len(new)]
             end = found.end()
         if end:
             text, places = "".join(pieces) + text[end:], moved + places[end:]
     return text, places
+
+
+def _factor(measure: re.Match[str]) -> str:
+    power = {"square": 2, "平方": 2, "cubic": 3, "立方": 3}.get(measure[1], int(measure[3] or 1))
+    return f"⋅({_FACTORS[measure[2]] ** power})"
 
 
 def plain(side: str) -> str:
