@@ -11,7 +11,7 @@ import regex as re
 
 from megatron_mathcpt.answers.units import UNIT_FACTORS
 
-NUMBER = r"\d++(?:\.\d++)?+"
+NUMBER = r"(?<!\d)\d++(?:\.\d++)?+"
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _SCALES |= {"百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 _FACTORS: dict[str, int | Fraction] = {**_SCALES, **UNIT_FACTORS}
