@@ -25,12 +25,12 @@ _BEFORE = re.compile(
     r"(?<![A-Za-z'’])(?:(?-i:[A-Z]{1,4}|[b-z])|times|plus|minus|over|log|ln|sin|cos|tan|mod|choose|than|divided"
     r"|multiplied|(?P<word>of|to|and|per|by))\s*+$"
     rf"|\\(?!(?:{_RELATIONS})(?![A-Za-z]))[A-Za-z]++(?:\s|\\ )*+$"
-    r"|(?:分之|千|万|亿|倍|加|减|乘|除|余|根号|(?P<word>[的与和]))\s*+$",
+    r"|(?:分之|千|万|亿|倍|加|减|乘|除|余|根号|[√∛]|(?P<word>[的与和]))\s*+$",
     re.I,
 )
 # After these, such a word is part of an operation: half of, the sum of 3 and.
 _OPERAND = re.compile(
-    r"(?:\d[\d./]*+%?|(?<![a-z])(?:half|thirds?|quarters?|fourths?|fifths?|percent|sum|product|difference|average"
+    r"(?:\d[\d./]*+[%}]?|(?<![a-z])(?:half|thirds?|quarters?|fourths?|fifths?|percent|sum|product|difference|average"
     r"|mean|median|square|root|cube|factorial|remainder|digits?|mod\w*+|[a-z])) *+(?:of|的|[与和])\s*+$"
     r"|(?:\d[\d./]*+%?|\b(?:from|between|[a-z])) *+(?:to|by|per)\s*+$"
     r"|\b(?:sum|product|difference|average|mean|between|both|from)\b[^.;]{0,30}and\s*+$",
@@ -38,25 +38,26 @@ _OPERAND = re.compile(
 )
 _AFTER = re.compile(
     r"(?:times|plus|minus|over|divided by|multiplied by|choose|of|more than|less than)\b"
-    r"(?= ?(?:\d|\(|\\frac))|mod\b|分之|倍|加\d|减\d|乘|除|余",
+    r"(?= ?(?:\d|\(|\\frac))|and \d++ ?⋅|mod\b|分之|倍|加\d|减\d|乘|除|余",
     re.I,
 )
 # An equation that is not claimed, or one of another arithmetic.
 _UNCLAIMED = re.compile(
-    r"(?:\b(?:if|suppose|assume|try|whether|not|than|instead of|mistake|error|wrong\w*|false|wait)\b"
-    r"|假设|如果|若|不是|而非|误)(?:[,:，：]| that| we (?:had|have|say))?\W{0,3}$"
+    r"(?:\b(?:if|suppose|assume|try|whether|not|than|instead of|mistake|error|wrong\w*|false|wait|tempting)\b"
+    r"|假设|如果|若|不是|而非|误)"
+    r"(?:[,:，：]| that| is| there (?:are|were)| (?:we|to) (?:had|have|say|write|think))?\W{0,3}$"
     r"|\b(?:base|mod|clock)\b|进制|\bwait\b[^.]*$",
     re.I,
 )
 _DENIED = re.compile(
     r"(?:, ?(?:which|that|but|this) ?)?[^,，.;。；\n=]{0,12}(?:\b(?:is|are|was|be) ?(?:n't|not) (?:right"
-    r"|correct|true|possible|equal)|\b(?:false|wrong|incorrect|impossible|contradict\w*|base|mod)\b|[?？]"
+    r"|correct|true|possible|equal)|\b(?:false|wrong|incorrect|impossible|contradict\w*|base|mod|clock)\b|[?？]"
     r"|不成立|不对|错误|错了|矛盾|进制|不等|不正确)|\s?[ap]\.?m\b"
     r"|[\s.,;!。，；！]{0,3}(?:wait|no|oops|hmm|actually|不对|等等|错)\b",
     re.I,
 )
 _REMAINDER = re.compile(
-    r"[\s;(]*+(?:[^\s\d=;.()]{1,12}+\)?[\s;]*+)?(?:…|\.\.|\\[lc]?dots|\\cdot|R(?![a-z])|r ?\d|余)"
+    r"[\s;(]*+(?:[^\s\d=;.()]{1,12}+\)?[\s;,，]*+)?(?:…|\.\.|\\[lc]?dots|\\cdot|R(?![a-z])|r ?\d|余)"
     r"|and (?=[\s(]*\d{1,2} ?/ ?\d{1,2}\b(?! ?[=/]))|[^.\n=]*?(?:remain|\bleft over|leftover|\bround)",
     re.I,
 )
@@ -70,8 +71,11 @@ _LONE = re.compile(r"[-({]*+[\d.]++[)}]*+(?P<unit>(?:/\d++)?(?:⋅\([\d/]++\))++
 _STATED = re.compile(
     r"(?:^|[,.;:!?()\"“”，。；：、|*>]|[一-鿿]|\b(?:since|so|because|as|that|then|have|get|thus|hence|and|also))\s*$"
 )
+# A sum of two units; the other side has none: 365 / 7 = 52 weeks + 1 day.
+_MIXED = re.compile(r".*⋅\(([\d/]+)\)\s?[-+]\s?[\d.]++⋅\((?!\1\))")
 _UNREAD = re.compile(
-    r"\d{16}|\d\s+\d++(?! ?/ ?\d)|\)\s+\d|[\d)}]\s{2,}\(|⋅\([\d/]+\)\s*\(|\[[^()\]]*\]|\^[\d\s]*\^|\^\{?\d{4}"
+    r"\d{16}|\d\s+\d++(?! ?/ ?\d)|\)\s+\d|[\d)}]\s{2,}\(|⋅\([\d/]+\)\s*[\d(]"
+    r"|\[[^()\]]*\]|\^[\d\s]*\^|\^\{?\d{4}"
 )
 
 
@@ -107,17 +111,22 @@ def _false_with_places(text: str) -> list[tuple[int, str]]:
 def _false_in(run: str, before: str, after: str) -> list[tuple[int, str]]:
     parts = [*short.finditer(r"(?:^|[=≈≟])([^=≈≟]*+)", run)]
     sides = [part[1].strip() for part in parts]
+    whole = short.match(
+        r"[^.\n=]{0,20}?\b(?:(?:and|with) (?:an? |\d)|(?:left|full|whole|extra|integer)\b)", after
+    )
     divided = short.search(r"/|\\frac", run) and _REMAINDER.match(after)
     if sides[0][:1] == "(" and sides[-1][-1:] == ")" and run.count("(") == run.count(")") == 1:
         sides[0], sides[-1], before, after = sides[0][1:], sides[-1][:-1], "", ""  # all of it is in brackets
     if not before.strip():  # the mark of a list
-        sides[0] = short.sub(r"^(?:[-*+]\s+|\(?\s*\d{1,2}\s*\)\s+|\d{1,2}\))", "", sides[0])
+        sides[0] = short.sub(r"^(?:[-*]\s+|\(?\s*\d{1,2}\s*\)\s+|\d{1,2}\))", "", sides[0])
     sides[0] = short.sub(r"^\)\s*(?=\d)", "", sides[0])
     if short.search(r"\d\s*\($", sides[-1]):  # what is counted, in brackets
         sides[-1], after = sides[-1][:-1].strip(), ""
     values = [_values(side) for side in sides]
     if not _begins(sides[0], before, len(run) - len(run.lstrip())) or not _states(sides[0], sides[1], before):
         values[0] = []
+    if whole and plain(sides[-1]).isdigit() and any(abs(a - b) < 1 for a in values[-2] for b in values[-1]):
+        values[-1] = []  # perhaps a quotient that is cut to an integer
     if divided or not _ends(sides[-1], after, len(run) - len(run.rstrip())):
         values[-1] = []
     return [
@@ -142,15 +151,20 @@ def _states(left: str, right: str, before: str) -> bool:
 
 
 def _is_false(left: str, right: str, first: list[Fraction], second: list[Fraction], sign: str) -> bool:
+    if short.fullmatch(r"[\d.]+(?:⋅\(1\))+", left):  # what a part is worth: 5 units = 25
+        return False
+    if any(_MIXED.match(one) and "⋅" not in other for one, other in ((left, right), (right, left))):
+        return False
     left, right = plain(left), plain(right)
     operations = [bool(_OPERATION.search(side)) for side in (left, right)]
     if sign == "≟" and (operations != [True, False] or (_FRACTION.fullmatch(left) and first[0] < 1)):
         return False
     about = sign == "≈" and ("." not in right or operations[1])
+    near = 5 if right[-1:] == "0" or operations[1] else 20  # of rounded numbers
     return not any(
         _agrees(one, other, right)
         or _agrees(other, one, left)
-        or (about and abs(one - other) <= max(Fraction(1), abs(one) / 20))
+        or (about and abs(one - other) <= max(Fraction(1), abs(one) / near))
         for one in first
         for other in second
     )
@@ -173,7 +187,7 @@ def _begins(side: str, before: str, spaces: int) -> bool:
 
 def _ends(side: str, after: str, spaces: int) -> bool:
     letter = spaces < 2 and short.match(r"[A-Zb-z](?![A-Za-z])", after)
-    if letter or side[-1:] in "+-*/^([{⋅" or _AFTER.match(after):
+    if letter or short.match("[√∛π⁰¹²³⁴-⁹₀-₉]", after) or side[-1:] in "+-*/^([{⋅" or _AFTER.match(after):
         return False
     if short.match(rf"[.,][\\\d(]|\\(?!\\|(?:text|neq?|{_RELATIONS})(?![A-Za-z]))", after):
         return False  # a repeating decimal, a list
@@ -191,7 +205,7 @@ def _values(side: str) -> list[Fraction]:
     if "⋅" in side:
         readings.add(_FACTOR.sub(r"(\1*\2)", side))
     if "/" in bare:
-        readings.add(short.sub(r"/ ?(\d++ ?/ ?\d++)$", r"/(\1)", bare))
+        readings.add(short.sub(r"/ ?(\d++ ?/ ?\d++$|\d++\\sqrt\{[\d.]++\})", r"/(\1)", bare))
     if "\\frac" in bare:
         readings.add(short.sub(r"(?<=\d)\s+(?=\\frac)", "*", bare))
     if "%" in bare:

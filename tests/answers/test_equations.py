@@ -56,6 +56,18 @@ from megatron_mathcpt.answers.equations import false_equations, first_false_step
         ("100% - 40% = 61% of the students", ["100% - 40% = 61%"]),
         (r"${{2}^{10}}=1025$, $7 \cdot 2$ is $15,$ and so on", ["{{2}^{10}} = 1025", "7 * 2 = 15"]),
         ("甲有25－10＝16人，如果再来5人", ["25-10 = 16"]),
+        ("5² = 20 and 2 × 10³ = 200", ["5^{2} = 20", "2 * 10^{3} = 200"]),
+        ("5 + 3 = 8 units = 8 × 2 = 18; 50 / 12 = 5.5 with 1 left", ["8 * 2 = 18", "50 / 12 = 5.5"]),
+        (
+            "19 × 6 ≈ 200; 60 / 12 = 6 full boxes; 3米+20厘米=32厘米",
+            ["19 * 6 ≈ 200", "60 / 12 = 6", "3+20 = 32"],
+        ),
+        (
+            "24的一半是14, 3 (apples) + 4 (pears) = 8, `12 + 3 = 16`",
+            ["24/2 = 14", "3 + 4 = 8", "12 + 3 = 16"],
+        ),
+        ("½ + ¼ = ⅔", [r"\frac{1}{2} + \frac{1}{4} = \frac{2}{3}"]),
+        ("√12 + √27 = 4√3; 20% of $80 = $18", [r"\sqrt{12} + \sqrt{27} = 4\sqrt{3}", "20%*80 = 18"]),
     ],
 )
 def test_false_equations_are_found(text: str, expected: list[str]) -> None:
@@ -91,6 +103,16 @@ def test_false_equations_are_found(text: str, expected: list[str]) -> None:
         "25 / 1/3 = 75, 2 1/2 + 1 = 3.5, 16 + 12 = $28 million",
         "the average of 3 and 4 + 5 = 6, 100 / 6 = 16 and 2/3, he was 5 in 2019 and 3 is 2 less than 5",
         "3+4=7!, (28,365)=1, 2 + 3 = 5 < 6",
+        "9 + 16 = 25 = 5², 36 × 10 = 2³ × 3² × 5, 20 + 5 = (2 + 3)², 0.07 = 7 × 10⁻², 1 + ³√8 = 3",
+        "8 + 2 = 1010₂, 2 × 3 = 6π, 10 ÷ 4 = 2½, ½ of 10 + 2 = 7",
+        "12/√3 = 4√3, √2 × √8 = 4, √12 + √27 = 2√3 + 3√3 = 5√3, √50 = 5√2 ≈ 7.07, 6/2√3 = √3, √ (9 + 16) = 5",
+        "1小时20分=80分, 2米5厘米=205厘米, 3元5角=3.5元, 4吨50千克=4050千克, 17÷4=4（盒），余1个",
+        "100 / 7 = 14 weeks and 2 days, 75 / 60 = 1 hour and 15 minutes, 365 / 7 = 52 weeks + 1 day",
+        "50 / 12 = 4 full boxes, 17 ÷ 4 = 4 with 1 left, 3 quarters + 2 dimes = 95 cents",
+        "8 units - 3 units = 5 units = 25; 3 + 5 = 8 parts = 40; 19 × 6 ≈ 120; 19 × 6 ≈ 20 × 6",
+        "Suppose there were 5 + 6 = 12. A common mistake is 2 + 3 × 4 = 20. It's tempting to write 1 + 1 = 3",
+        "2 × 500 = 1000 cm³ = 1 dm³ = 1 liter, 3 × 3 = 9 square feet = 1 square yard",
+        "100×100=10000平方厘米=1平方米",
     ],
 )
 def test_true_and_unread_equations_are_passed_over(text: str) -> None:
@@ -119,6 +141,8 @@ def test_hostile_texts_take_linear_time() -> None:
         "= " * 50_000,
         "1 " * 50_000 + "=",
         "1 a" * 30_000,
+        "²" * 10**5,
+        "½√2" * 30_000,
     ):
         start = time.process_time()
         false_equations(text)
