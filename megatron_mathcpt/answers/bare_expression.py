@@ -114,7 +114,7 @@ def number_in(phrase: str) -> str:
 
 def is_loop(text: str) -> bool:
     """Whether it ends in a loop of the same words with a number, which a degenerate model does not leave."""
-    units = (text[-size:] for size in range(2, 80))
+    units = (text[-size:] for size in range(2, min(80, 1 + len(text) // 4)))
     return any(
         text.endswith(unit * 4) and re.search(r"\d", unit) and re.search(r"[\s,，、]", unit) for unit in units
     )

@@ -244,6 +244,8 @@ def exact_value(node: Node) -> Fraction | None:
 
 def _agrees(exact: Fraction, written: Fraction, side: str) -> bool:
     """Whether `written`, the value of `side`, is `exact`, in percent, or rounded or cut to its decimals."""
+    if exact == written:
+        return True
     number = short.fullmatch(r"[-({ ]*\d*\.(\d+)(%?)[)} ]*", side)
     unit = Fraction(1, 10 ** (len(number[1]) + 2 * bool(number[2]))) if number else Fraction(0)
     for scale in (1, 100, Fraction(1, 100)) if "%" in side else (1,):

@@ -211,8 +211,10 @@ class _Parser:
             if not 2 <= radix <= 10:
                 raise NotAnExpression("subscript of a number that is no base")
             return _number(int(token, radix))
-        value = Fraction(token.replace(",", ""))
-        return _number(value if "." in token else value + self.proper_fraction())
+        if "." in token:
+            return _number(token.replace(",", ""))
+        whole, after = int(token.replace(",", "")), self.peek()
+        return _number(whole + self.proper_fraction() if after == "\\frac" or after.isdigit() else whole)
 
     def proper_fraction(self) -> Fraction:
         """Take the fraction of a mixed number, if the next tokens are one; otherwise return 0."""

@@ -162,7 +162,7 @@ _REWRITES = (
     (r"\\equiv(?![A-Za-z])|≡", r" \\equiv "),
     (r"\(?\s*\\?(?<![A-Za-z])[pb]?mod(?![A-Za-z])\s*(?:\{([^{}]*)\}|(\w+))\s*\)?", r" \\pmod{\1\2}"),
     (
-        r"\{?\s*\{?\s*([\w+\-]+)\s*\}?\s*\\?(?<![A-Za-z])choose(?![A-Za-z])\s*\{?\s*([\w+\-]+)\s*\}?\s*\}?",
+        r"\{?\s*\{?\s*(?<![\w+\-])([\w+\-]+)\s*\}?\s*\\?(?<![A-Za-z])choose(?![A-Za-z])\s*\{?\s*([\w+\-]+)\s*\}?\s*\}?",
         r"\\binom{\1}{\2}",
     ),
     (
@@ -255,7 +255,7 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"([\[\]])([^\[\]()&,;]+)[,;]([^\[\]()&,;]+)([\[\]])", lambda m: _outward(m)),  # noqa: PLW0108 - see below
     # 22^\circ 30' 15''
     (
-        r"(\d+(?:\.\d+)?)\s*(?:\^\\circ|度)\s*(?:(\d+(?:\.\d+)?)\s*(?:'(?!')|分|minutes?))?"
+        r"(?<!\d)(\d+(?:\.\d+)?)\s*(?:\^\\circ|度)\s*(?:(\d+(?:\.\d+)?)\s*(?:'(?!')|分|minutes?))?"
         r"\s*(?:(\d+(?:\.\d+)?)\s*(?:''|秒|seconds?))?(?![\d'])",
         lambda m: _degrees(m),  # noqa: PLW0108 - defined below
     ),
@@ -269,7 +269,7 @@ _FORMS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^(\d+(?:\.\d+)?.*?) below zero$", r"-\1"),
     (r"^(?:minus|negative) +(?=[\d\\])", "-"),
     (r"(?<=[\d}])的(?:全体|一切|所有)?实数$", ""),
-    (r"(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
+    (r"(?<!\d)(\d+(?:\.\d+)?)\s*‰", r"\\frac{\1}{1000}"),
     (rf"(?<=[\w)}}])\s*({'|'.join(_ORDERS)})\s*(?=[-\d\\A-Za-z(])", lambda m: f" {_ORDERS[m[1]]} "),
     (rf"(?:^|(?<=;))\s*({'|'.join(_ORDERS)})\s*(?=$|;)", lambda m: _ORDERS[m[1]]),
     (r"([a-z])_\{?1\}?\s*=\s*\1_\{?2\}?\s*=", r"\1="),  # a double root

@@ -242,8 +242,8 @@ class _Run:
                 self.open_seeds[case.method].append(case.seed.id)
                 return failed.error, 0
             thoughts += [reply.reasoning for reply in replies]
-            # In a thread: a grade may take seconds, and no request must wait for it.
-            step = await asyncio.to_thread(advance, conversation, replies)
+            # Not in a thread: each waits for Python's lock, and a reply then costs 2.5 times the CPU time.
+            step = advance(conversation, replies)
         tokens = sum(map(self.count_tokens, step.records))
         row = make_row(step, case, made, thoughts)
         roles = Counter(f"{request['role']} requests" for request in made)
