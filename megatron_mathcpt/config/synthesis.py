@@ -5,6 +5,8 @@ question, layout of the text, treatment of refusals and of attempts that are alr
 teacher sees a reference or checks each step in writing) is a setting of its own.
 """
 
+import re
+from collections import Counter
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -241,6 +243,8 @@ class SynthesisConfig(Section):
                     raise ValueError(f"{where}.reply: missing; give the reply to the example")
                 if language not in get_args(Language):
                     raise ValueError(f"{where}.language: '{language}' is neither of {get_args(Language)}")
+                if "language" not in one and re.search("[一-鿿]", "".join(one.values())):
+                    raise ValueError(f"{where}.language: missing; give zh, or en if it is for English seeds")
 
     def _check_draws(self) -> None:
         """Refuse replies that would be paid for and not used, or be the same."""
@@ -252,7 +256,8 @@ class SynthesisConfig(Section):
             if role == "teacher":
                 draws = 1
             elif isinstance(settings, TutorshipAmplification):
-                draws = -(-draws * settings.attempts // len(settings.students))
+                each = -(-draws * settings.attempts // len(settings.students))
+                draws = each * max(Counter(settings.students).values())
             elif isinstance(settings, QueryExpansion) and role == "solver":
                 draws = settings.solutions
             used = {"student": getattr(settings, "attempts", 1), "solver": draws}.get(role, 1)
@@ -260,8 +265,9 @@ class SynthesisConfig(Section):
                 raise ValueError(
                     f"methods.{method}.{field}.n: only {used} of the {sampling.n} replies are used"
                 )
-            if -(-draws // sampling.n) > 1 and (sampling.temperature == 0 or isinstance(sampling.seed, int)):
-                why = "with temperature 0 or one seed for all"
+            greedy = sampling.temperature == 0 or sampling.top_k == 1
+            if -(-draws // sampling.n) > 1 and (greedy or isinstance(sampling.seed, int)):
+                why = "with temperature 0, top_k 1 or one seed for all"
                 raise ValueError(
                     f"methods.{method}.{field}: {draws} replies would be the same {why}; change it"
                 )

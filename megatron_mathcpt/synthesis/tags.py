@@ -42,7 +42,13 @@ _IN_MARKS = re.compile(rf"(?P<mark>\*\*?|__?|`)({OUR_TAG.pattern})(?P=mark)", re
 # Around all of a content.
 _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(.*)\n\3", re.DOTALL)
 _QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
-_MARKUP = re.compile(r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```")  # left within a content
+# Left within a content: markup, or a line in place of what it stands for: ..., [rest of the solution].
+_LEFT = re.compile(
+    r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```|^[ \t.…*()（）\[\]_-]*(?:\.\.\.|…)[ \t.…*()（）\[\]_-]*$"
+    r"|^[ \t*_]*[\[(（【<][^\n\d=]{0,60}(?:rest of the|remaining steps|same as|as above|unchanged|omitted|insert"
+    r"|goes here|同上|省略|其余|不变)[^\n\d=]{0,60}[\])】）>][ \t*_.。]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
 # What a verdict may be said of: the student's solution is correct, 所以这一步是正确的.
 _SUBJECT = re.compile(
@@ -112,8 +118,8 @@ def _all_tags(text: str) -> dict[str, str]:
             )
         if ends:
             tags[name] = _plain(plain[begin : found.start()].strip())
-            if mark := _MARKUP.search(tags[name]):
-                raise Rejected(f"{MALFORMED}markup in <{name}>", mark[0], text)
+            if mark := _LEFT.search(tags[name]):
+                raise Rejected(f"{MALFORMED}markup or a placeholder in <{name}>", mark[0], text)
         elif name in tags:
             raise Rejected(f"{MALFORMED}<{name}> twice", raw=text)
         opened, begin = "" if ends else name, found.end()

@@ -41,7 +41,7 @@ _LINE = re.compile(
 )
 _NUMBER = re.compile(
     rf"\W*(?:(?:(?:in |at )?step\s*|步骤\s*|第\s*)(\d{{1,3}}|[{_DIGITS}])\s*步?"
-    r"|(\d{1,3})\s*(?:[:：)）、|]|\.(?!\d)))[^\w$\\(-]*",
+    r"|(\d{1,3})\s*(?:[:：)）、|]|\.(?!\d)|$))[^\w$\\(-]*",
     re.IGNORECASE,
 )
 _NEXT_JUDGEMENT = re.compile(r"[;；,，]\s*(?=\d{1,3}\s*[:：.]\s*(?:correct|wrong|正确|错误))")  # in one line
@@ -202,8 +202,8 @@ def _read_judgement(case: Case, text: str, steps: Sequence[str]) -> _Judgement:
             _JUDGED[verdict][case.seed.language].format(step=" ".join(step.split("\n")), why=why).strip()
             for step, (verdict, why) in zip(steps, judged[:wrong], strict=False)
         )
-        if named:
-            parts["wrong_step"] = parts["wrong_step"][named.end() :]
+        if named and wrong:
+            parts["wrong_step"] = parts["wrong_step"][named.end() :] or " ".join(steps[wrong - 1].split("\n"))
     reasons = "\n".join(why for verdict, why in judged if verdict == "correct")
     return _Judgement(claim, wrong, parts, reasons)
 

@@ -228,6 +228,7 @@ def test_examples_of_the_config_come_before_the_seed(tmp_path: Path) -> None:
         ("repair", EXAMPLE | {"problem": "x"}, "examples.repair.0: no prompt of this run"),
         (TEACHER, EXAMPLE, r"examples\.tutorship_amplification\.teacher\.0\.attempt: missing"),
         (TEACHER, EXAMPLE | {"atempt": "x"}, r"teacher\.0\.atempt: no variable of .*teacher\.en\.txt"),
+        (f"{AMPLIFY}.student", {"question": "求和", "reply": "5"}, r"student\.0\.language: missing; give zh"),
         (f"{EXPAND}.solver", {"question": "x"}, r"examples\.query_expansion\.solver\.0\.reply: missing"),
         (DIVERSIFY, EXAMPLE | {"language": "fr"}, r"diversification\.0\.language: 'fr' is neither of"),
     ],

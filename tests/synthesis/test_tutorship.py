@@ -192,6 +192,11 @@ def test_a_check_of_each_step_is_written_out() -> None:
     for why in ("8 + 3 is 11", "17 + 3 = 20, not 21", "2.5 is not right", "8 is wrong", "2 + 3 = 5, not 6"):
         said = checked(LONG, CHECKED.replace("2: 8 + 3 is 11", why)).records[0].solution
         assert f"\nThe first wrong step: {why}\n" in said
+    for why in ("2", "Step 2", "Step 2.", "第2步"):  # our numbers are not in the record, so it is quoted
+        said = checked(LONG, CHECKED.replace("2: 8 + 3 is 11", why)).records[0].solution
+        assert "\nThe first wrong step: 8 + 3 = 12\n" in said
+    sums = CHECKED.replace("8 + 3 = 11\nThe", "8 + 3 = 11\n1 + 2 + ... + 4 = 10 (as above)\n[10, ...]\nThe")
+    assert checked(LONG, sums).records
     chinese = ALL_RIGHT.replace("1: correct", "第1步：正确").replace("2: C", "第2步：c")
     assert (
         checked(RIGHT, chinese, seed=CHINESE)
