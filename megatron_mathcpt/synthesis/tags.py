@@ -42,11 +42,11 @@ _IN_MARKS = re.compile(rf"(?P<mark>\*\*?|__?|`)({OUR_TAG.pattern})(?P=mark)", re
 # Around all of a content.
 _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(.*)\n\3", re.DOTALL)
 _QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
-# Left within a content: markup, or a line in place of what it stands for: ..., [rest of the solution].
+# Left within a content: markup, or a line in place of others: ..., [rest of the solution].
 _LEFT = re.compile(
     r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```|^[ \t.…*()（）\[\]_-]*(?:\.\.\.|…)[ \t.…*()（）\[\]_-]*$"
-    r"|^[ \t*_]*[\[(（【<][^\n\d=]{0,60}(?:rest of the|remaining steps|same as|as above|unchanged|omitted|insert"
-    r"|goes here|同上|省略|其余|不变)[^\n\d=]{0,60}[\])】）>][ \t*_.。]*$",
+    r"|^[ \t*_]*[\[(（【<][^\n\d=]{0,60}(?:rest of the|remaining steps|same as|as above|unchanged|omitted"
+    r"|insert|goes here|同上|省略|其余|不变)[^\n\d=]{0,60}[\])】）>][ \t*_.。]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)

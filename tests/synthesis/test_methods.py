@@ -55,7 +55,7 @@ MALFORMED = {  # of a teacher's reply, and why
     CORRECTED.replace("2 + 3 = 5", "<step 1>2 + 3 = 5</step 1>"): "markup or a placeholder in <correction>",
     CORRECTED.replace("2 + 3 = 5", "```2 + 3 = 5"): "markup or a placeholder in <correction>",
     CORRECTED.replace("2 + 3 = 5.", "...\n"): "markup or a placeholder in <correction>",
-    CORRECTED.replace("2 + 3 = 5.", "[the rest of the solution]\n"): "markup or a placeholder in <correction>",
+    CORRECTED.replace("2 + 3 = 5.", "[rest of the solution]\n"): "markup or a placeholder in <correction>",
     CORRECTED.replace("2 + 3 = 5.", "（同上）\n"): "markup or a placeholder in <correction>",
     "<check>wrong</check>": "no <wrong_step>",
     "<check>correct</check>\n<check>wrong</check>": "<check> twice",
