@@ -228,9 +228,9 @@ tracing = group("trace", "The origin of a synthesized record, and the documents 
 @verb("record", tracing)
 def trace_record(
     folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
-    record: Annotated[str, Argument(help="id of an accepted record")],
+    record: Annotated[str, Argument(help="id of a record, or SEED/METHOD/SAMPLE of a rejected case")],
 ) -> None:
-    """Print a synthesized record's seed, every request and answer, and every verdict."""
+    """Print a synthesized record, or a rejected case, with every request, reply and verdict."""
     from megatron_mathcpt.synthesis.store import trace
 
     echo(json.dumps(trace(folder, record), indent=2, ensure_ascii=False))

@@ -200,18 +200,21 @@ def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable
     }
 
 
-def trace(folder: Path, record_id: str) -> dict[str, object]:
-    """Return an accepted record of a folder (one shard or all), with every request and reply behind it."""
-    for path in sorted(folder.rglob("accepted.jsonl")):
-        for _, line in numbered_lines(path):
-            if orjson.dumps(record_id) not in line:
-                continue
+def trace(folder: Path, name: str) -> dict[str, object]:
+    """Return a record by its id, or a rejected case by SEED/METHOD/SAMPLE, with all requests and replies."""
+    for path in sorted(folder.rglob("*ed.jsonl")):  # of one shard or all
+        accepted = path.name == "accepted.jsonl"
+        part = orjson.dumps(name if accepted else name.rsplit("/", 2)[0])
+        lines = [line for _, line in numbered_lines(path) if part in line]
+        if lines:
             verify_hashes(path.parents[1], load_manifest(path.parents[1], None))  # before it is believed
-            row = orjson.loads(line)
-            if row["id"] == record_id:
-                made = row["extra"]["lineage"]["requests"]
-                if made:
-                    with Store.open(path.parents[1]) as store:
-                        made = [request | store.find_request(request["key"]) for request in made]
-                return {"file": str(path), "record": row, "requests": made}
-    raise DataError(f"{folder}: no accepted record '{record_id}'; see the ids in its accepted.jsonl files")
+        for row in map(orjson.loads, lines):
+            if name != (row["id"] if accepted else f"{row['seed']}/{path.parent.name}/{row['sample']}"):
+                continue
+            keys: Lineage = [{"key": key} for key in row.get("requests", ())]
+            if made := row["extra"]["lineage"]["requests"] if accepted else keys:
+                with Store.open(path.parents[1]) as store:
+                    made = [{**request, **store.find_request(str(request["key"]))} for request in made]
+            return {"file": str(path), "record": row, "requests": made}
+    remedy = "see the ids in its accepted.jsonl files; a rejected case's is SEED/METHOD/SAMPLE"
+    raise DataError(f"{folder}: no record or case '{name}'; {remedy}")

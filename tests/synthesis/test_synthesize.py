@@ -89,7 +89,10 @@ def test_records_are_problems_with_lineage_and_the_folder_is_complete(trial: Tri
     trial.run([seed.model_copy(update={"id": f'a "{seed.id}"\\c\td'}) for seed in make_seeds(9)], "odd")
     found = read_outcomes(trial.folder / "odd")[0]
     assert trace(trial.folder / "odd", found["id"])["record"] == found
-    with pytest.raises(DataError, match="no accepted record 'nobody'"):
+    rejected = read_outcomes(trial.out, "rejected")[0]
+    judged = trace(trial.out, f"{rejected['seed']}/{METHOD}/{rejected['sample']}")
+    assert judged["record"] == rejected and judged["requests"][-1]["text"] == rejected["raw"]
+    with pytest.raises(DataError, match="no record or case 'nobody'"):
         trace(trial.out, "nobody")
     with pytest.raises(ManifestError, match="another config 'seed'"):
         trial.run(seed=2)
