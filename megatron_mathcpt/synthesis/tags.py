@@ -109,7 +109,7 @@ def read_tags(text: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _all_tags(text: str) -> dict[str, str]:
-    plain, tags, opened, begin = _IN_MARKS.sub(r"\2", text), dict[str, str](), "", 0
+    plain, tags, opened, begin = _after_preamble(_IN_MARKS.sub(r"\2", text)), dict[str, str](), "", 0
     for found in OUR_TAG.finditer(plain):
         name, ends = _NAMES[re.sub(r"[\W_]", "", found["name"].lower())], found["end"]
         if (name != opened) if ends else opened:
@@ -126,6 +126,20 @@ def _all_tags(text: str) -> dict[str, str]:
     if opened:
         raise Rejected(f"{MALFORMED}<{opened}> is not closed", raw=text)
     return tags
+
+
+def _after_preamble(text: str) -> str:
+    """From the first tag that begins a line, if all before it are only named: in <check> I say whether."""
+    named = 0
+    for found in OUR_TAG.finditer(text):
+        begins = not text[text.rfind("\n", 0, found.start()) + 1 : found.start()].strip(" \t*_`>#-")
+        if begins and not found["end"]:
+            return text[found.start() :]
+        between, named = text[named : found.start()], found.end()
+        after = text[named : named + 80].lstrip().split("\n")[0]
+        if begins or (found["end"] and re.search(r"\w", between)) or verdict_of(after, (*_VERDICTS,)):
+            return text
+    return text
 
 
 def _plain(content: str) -> str:

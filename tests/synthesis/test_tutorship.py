@@ -62,6 +62,9 @@ def test_settings_of_tutorship() -> None:
 
 STYLES = {
     "preamble": "Sure! Here is my judgement:\n\n{}",
+    "tags named": "My verdict is in <check>, all else in <wrong_step> and `<correction>` tags.\n\n{}",
+    "pairs named": "I answer in <check>...</check> and <correction></correction>:\n{}",
+    "named in Chinese": "我先在 <check> 里判断，再在 <correction> 里更正。\n{}",
     "postscript": "{}\n\nI hope this helps! Let me know.",
     "fence": "```xml\n{}\n```",
     "fence with words": "Here it is:\n```\n{}\n```\nDone.",
