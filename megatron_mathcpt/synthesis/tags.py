@@ -44,11 +44,12 @@ _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(
 _QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
 # Left within a content: markup, or a line in place of others: ..., [rest of the solution].
 _LEFT = re.compile(
-    r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```|^[ \t.…*()（）\[\]_-]*(?:\.\.\.|…)[ \t.…*()（）\[\]_-]*$"
+    r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```|^[ \t*()（）\[\]_-]*(?:\.\.\.|…)[ \t.…*()（）\[\]_-]*$"
     r"|^[ \t*_]*[\[(（【<][^\n\d=]{0,60}(?:rest of the|remaining steps|same as|as above|unchanged|omitted"
     r"|insert|goes here|同上|省略|其余|不变)[^\n\d=]{0,60}[\])】）>][ \t*_.。]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_BEGINS = re.compile(r"(?:^|\n)[ \t*_`>#-]*$")  # before a tag: a line
 _NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
 # What a verdict may be said of: the student's solution is correct, 所以这一步是正确的.
 _SUBJECT = re.compile(
@@ -132,7 +133,7 @@ def _after_preamble(text: str) -> str:
     """From the first tag that begins a line, if all before it are only named: in <check> I say whether."""
     named = 0
     for found in OUR_TAG.finditer(text):
-        begins = not text[text.rfind("\n", 0, found.start()) + 1 : found.start()].strip(" \t*_`>#-")
+        begins = _BEGINS.search(text, max(0, found.start() - 20), found.start())
         if begins and not found["end"]:
             return text[found.start() :]
         between, named = text[named : found.start()], found.end()

@@ -46,12 +46,10 @@ def doubt(case: Case, verdicts: Verdicts, question: str, answer: str, *solutions
     if any(map(false_equations, solutions)):
         verdicts.counts["solutions with a false equation"] += 1
         found += ["false equation in a step"] if rules.equations == "drop" else []
-    substituted = satisfies(question, answer)
-    if substituted != "ungraded":
-        verdicts.counts[
-            f"answers that {'satisfy' if substituted == 'correct' else 'contradict'} the equations"
-        ] += 1
-    if substituted == "wrong" and rules.substitution == "drop":
+    fits = {"correct": "satisfy", "wrong": "contradict"}.get(satisfies(question, answer))
+    if fits:
+        verdicts.counts[f"answers that {fits} the equations"] += 1
+    if fits == "contradict" and rules.substitution == "drop":
         found.append("answer contradicts the equations")
     return next(iter(found), None)
 
