@@ -49,7 +49,7 @@ _CIRCUMSTANCE = re.compile(
     r"|[,，]比[^,，。\d]{1,10}$"
     r"|\b(?:that|who)\s+(?:costs?|weighs?|contains?)\s+\$?$"
     r"|(?<!\ba(?:n|n?\s+\w+|n?\s+\w+\s+\w+)|\b(?:total|answer|result|sum|value|average))"
-    r"\s+(?:of|than)(?: (?:the|his|her|its|their|our|my|these|those))?\s+\$?$",
+    r"\s++(?:of|than)(?: (?:the|his|her|its|their|our|my|these|those))?\s+\$?$",
     re.IGNORECASE,
 )
 _COMPARED = re.compile(
@@ -69,7 +69,7 @@ _ASIDE = re.compile(
     r"(?:^|(?<=[.!?。\n])\s{0,4}+)(?:(?:let (?:me|us) |let's |we (?:can )?|to )?(?:double[- ])?"
     r"(?:check|verif)\w*|验[算证]|检[验查]|经检验)\b"
     r"(?![^\n]*(?:\b(?:so|thus|hence|therefore)\b|所以|故|[是为][^。\n]{0,9}[解根]))[^\n.。]*(?:[.。](?=\d)[^\n.。]*)*"
-    r"|\n[\s*#_]*(?:(?:notes?|remarks?|explanation|备注|注)\s*[:：]|【点评】)(?s:.*)"
+    r"|\n[\s*#_]*+(?:(?:notes?|remarks?|explanation|备注|注)\s*[:：]|【点评】)(?s:.*)"
     r"|\b(?:step|case|part|method)\s+\d+\s*[:：]?",
     re.IGNORECASE,
 )
