@@ -117,13 +117,14 @@ HEADS = ["", "answer", "The answer is ", "A", "选", "答案", "1/", "\nQuestion
 
 @pytest.mark.parametrize("head", HEADS)
 def test_extraction_takes_linear_time(head: str) -> None:
-    # 32 KB of each take some 10 to 400 ms; a quadratic pattern takes many seconds, a cubic one hours.
+    # 64 KB of each take some 10 ms; a quadratic pattern takes seconds, a cubic one hours.
     for run in RUNS:
-        for tail, kind in (("", "multichoice"), ("x 1/5.5", "number")):
-            output = head + run * (32_000 // len(run)) + tail
+        for tail in ("", "x 1/5.5"):
+            output = head + run * (65_000 // len(run)) + tail
             began = time.process_time()
-            extract_answer(output, "zh", kind)
-            assert time.process_time() - began < 2, (head, run, kind)
+            for kind in ("number", "multichoice"):
+                extract_answer(output, "zh", kind)
+            assert time.process_time() - began < 3, (head, run)
 
 
 def test_a_sentence_is_read_to_a_limit_and_a_box_at_any_depth() -> None:
