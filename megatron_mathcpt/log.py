@@ -4,6 +4,7 @@ Nothing in the package prints; only `commands/` writes results to stdout, throug
 """
 
 import logging
+import math
 import os
 import re
 import sys
@@ -18,11 +19,36 @@ def get_logger(name: str) -> logging.Logger:
     root = logging.getLogger("megatron_mathcpt")
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.addFilter(_add_rank)
+        date = "%H:%M:%S" if sys.stderr.isatty() else "%Y-%m-%d %H:%M:%S"  # a batch log is read another day
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s%(rank)s %(message)s", date))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False  # libraries configure Python's root logger: each line would appear twice
     return root.getChild(name.removeprefix("megatron_mathcpt."))
+
+
+def _add_rank(record: logging.LogRecord) -> bool:
+    # Read now: a process may join its launcher after the imports.
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    record.rank = f" [rank {os.environ.get('RANK')}]" if several else ""
+    return True
+
+
+class Cell(str):
+    """A table's text for `value`, which `--json` prints in its place."""
+
+    value: object
+
+    def __new__(cls, value: object, text: str) -> "Cell":
+        cell = super().__new__(cls, text)
+        cell.value = value
+        return cell
+
+
+def figure(value: float, form: str) -> Cell:
+    """The cell of a number, such as 0.5 in the form `.2f`; NaN has a dash."""
+    return Cell(value, "–" if math.isnan(value) else format(value, form))
 
 
 def is_first_process() -> bool:

@@ -1,5 +1,6 @@
 """The command `mathcpt`: help that is quick and cuts nothing, refusals in one line, shims, and the wheel."""
 
+import json
 import os
 import re
 import subprocess
@@ -202,19 +203,30 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     shown = [" ".join(line.split()) for line in first.stdout.splitlines()]
     assert shown[0] == "base2"
     assert shown[-7:] == [
-        "sums 50.00 ± 1.00 3 0.812 0.1",
-        "pass@4 75.00 ± 1.25",
-        "sums_few_shot 25.00 ± 1.00 0 0.812 10.0",
-        "pass@4 75.00 ± 1.25",
-        "held 50.00 ± 1.00 3 0.812 0.1",
-        "sums, higher 50.00 ± 1.00",
-        "mean of four 40.00 ± 2.00",
+        "sums 50.00 47.3 to 52.7 3 0.812 0.1",
+        "pass@4 75.00 72.5 to 77.5",
+        "sums_few_shot 25.00 22.8 to 27.4 0 0.812 10.0",
+        "pass@4 75.00 72.5 to 77.5",
+        "held 50.00 47.3 to 52.7 3 0.812 0.1",
+        "sums, higher 50.00 47.3 to 52.7",
+        "mean of four 40.00 36.1 to 43.9",
     ]
     results |= {"tasks": {"sums": row | draws}, "aggregates": {}}
     alone = CliRunner().invoke(build_app(), words, env={"RANK": "0"}).stdout.splitlines()
     found = [" ".join(line.split()) for line in alone[-2:]]
-    assert found == ["sums 50.00 ± 1.00 3 0.812 0.1", "pass@4 75.00 ± 1.25"]
+    assert found == ["sums 50.00 47.3 to 52.7 3 0.812 0.1", "pass@4 75.00 72.5 to 77.5"]
     assert (second.exit_code, second.stdout) == (0, "")
+    # 0 of 4 and 4 of 4 are not certain: a Wilson interval ends, and begins, at 1 / (1 + 1.96² / 4) = 51.0 %
+    few = {"n": 4, "ungraded": 0, "stderr": 0.0}
+    results |= {"tasks": {"none": few | {"accuracy": 0.0}, "all": few | {"accuracy": 1.0}}}
+    shown = CliRunner().invoke(build_app(), words).stdout.split("\n")
+    assert shown[3].split()[:5] == ["none", "0.00", "0.0", "to", "49.0"]
+    assert shown[4].split()[:5] == ["all", "100.00", "51.0", "to", "100.0"]
+    done = CliRunner().invoke(build_app(), [*words.split(), "--json"])
+    (table,), said = map(json.loads, done.stdout.splitlines()), done.stderr.splitlines()
+    assert said == ["base2"]
+    assert [row["accuracy in %"] for row in table["rows"]] == [0, 100]
+    assert table["rows"][0]["95% interval"] == [0, pytest.approx(100 * 1.959964**2 / (4 + 1.959964**2))]
 
 
 def test_a_wheel_holds_all_that_the_package_reads_and_the_quickstart(tmp_path: Path) -> None:

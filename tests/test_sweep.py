@@ -41,8 +41,8 @@ def test_each_checkpoint_is_compared_with_the_first(tmp_path: Path) -> None:
     shown = sweep(tmp_path, "0")
     rows, (sentence, of_bits) = load_scores(tmp_path / "sweep" / "report")
     assert rows[:2] == [
-        ("sums", STEPS[0], "20.0 ± 9.2", "1.500"),
-        ("sums", STEPS[1], "60.0 ± 11.2", "1.125"),
+        ("sums", STEPS[0], "20.0 (8.1 to 41.6)", "1.500"),
+        ("sums", STEPS[1], "60.0 (38.7 to 78.1)", "1.125"),
     ]
     assert sentence.startswith("step_00000200 answers more than step_00000100: 12 against 4 of 20")
     assert of_bits.startswith(

@@ -10,8 +10,11 @@ from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
 from megatron_mathcpt.errors import ConfigError, DataError, print_error
+from megatron_mathcpt.log import Cell
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from megatron_mathcpt.data.inspection import Screen
     from megatron_mathcpt.records import JsonObject
 
@@ -74,11 +77,9 @@ def _list_sources(source: str | None, table: Path | None) -> None:
     if source != "benchmarks":
         rows = []
         for name, one in public_sources().items():
-            numbers = (one.records, one.tokens, one.gigabytes)
-            sizes = ("" if value is None else f"{value:,}" for value in numbers)
             words = (name, one.repository, one.kind, one.language or "en", one.licence or "see its page")
-            rows.append((*words, *sizes, one.remark))
-        headings = ("source", "dataset", "kind", "", "licence", "records", "B tokens", "GB", "remark")
+            rows.append((*words, one.records, one.tokens, one.gigabytes, one.remark))
+        headings = ("source", "dataset", "kind", "in", "licence", "records", "B tokens", "GB", "remark")
         print_table(headings, rows, "Public sources")
     known = []
     for name, its in load_table(table).items():
@@ -94,8 +95,7 @@ def _download_benchmarks(out: Path, sets: str, table: Path | None) -> None:
     rows = []
     for name, manifest in manifests.items():
         for part, counts in manifest.counts.items():
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts["dropped"].items())
-            rows.append((name, part, counts["read"], counts["kept"], reasons))
+            rows.append((name, part, counts["read"], counts["kept"], _counted(counts["dropped"], ", ")))
     if rows:
         print_table(("set", "part", "read", "kept", "dropped"), rows, f"Benchmark sets in {out}")
     for error in errors[:-1]:
@@ -150,11 +150,8 @@ def _show_counts(counts: dict[str, Any]) -> None:
     headings = ("source", "read", "kept", "rejected", "dropped", "by reason", "answers by")
     rows = []
     for name, row in counts["sources"].items():
-        dropped = row["dropped"]
-        reasons = "\n".join(f"{reason} {count:,}" for reason, count in dropped.items())
-        found = "\n".join(f"{way} {count:,}" for way, count in row.get("answers", {}).items())
-        lost = sum(dropped.values())
-        rows.append((name, row["read"], row["kept"], row["rejected"], lost, reasons, found))
+        numbers = (row["read"], row["kept"], row["rejected"], sum(row["dropped"].values()))
+        rows.append((name, *numbers, _counted(row["dropped"]), _counted(row.get("answers", {}))))
     print_table(headings, rows, "Documents")
     datasets = [
         (pool, split, row["documents"], row["tokens"])
@@ -162,6 +159,10 @@ def _show_counts(counts: dict[str, Any]) -> None:
         for split, row in splits.items()
     ]
     print_table(("pool", "split", "documents", "tokens"), datasets, "Datasets")
+
+
+def _counted(counts: "Mapping[str, int]", between: str = "\n") -> Cell:
+    return Cell(counts, between.join(f"{name} {count:,}" for name, count in counts.items()))
 
 
 @verb("synthesize", example="mathcpt synthesize synthesis.yaml --out synthesized/mine --preview")
@@ -221,9 +222,8 @@ def _show_quality(summary: "JsonObject", title: str) -> None:
     for name, made in sum_shards({"": summary}).items():
         fields = ("records_per_seed", "tokens_per_record")
         pairs = ((made[field], (made["study"] or {}).get(field)) for field in fields)
-        cells = (format(value, ".2f") if value is not None else "–" for pair in pairs for value in pair)
-        rows.append((name.partition(": ")[2], *cells))
-    headings = ("method", "records a seed", "the study's", "tokens a record", "the study's")
+        rows.append((name.partition(": ")[2], *(value for pair in pairs for value in pair)))
+    headings = ("method", "records a seed", "records in the study", "tokens a record", "tokens in the study")
     print_table(headings, rows, title, bare=True)
     for name, made in summary["methods"].items():
         for kind, sample in first_malformed(made):
@@ -300,7 +300,7 @@ def show_dropped(
     most: Most = 300,
 ) -> None:
     """Show dropped records: counts, and examples of each reason with file and line."""
-    _screen(folder, most).drops(reason, source, limit)
+    _screen(folder, most).drops(reason, source, limit, print_table)
 
 
 @verb("lengths", inspect, example="mathcpt inspect lengths corpora/mine")

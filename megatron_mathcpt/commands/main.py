@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import wraps
 from importlib.util import find_spec
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
 from itertools import zip_longest
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer import Argument, Option
@@ -23,12 +25,26 @@ Pairs = Annotated[
     list[str] | None,
     Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be repeated"),
 ]
+_AsJson = Annotated[bool, Option("--json", help="tables as JSON, a line each; all else on stderr")]
+_JSON_OUT = ContextVar[TextIO | None]("_JSON_OUT", default=None)  # stdout, of a verb with --json
 SECTIONS = {
     "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "average", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
     "Experiments": ("show", "dry-run", "run", "submit", "mixture"),
 }
+TABLES = {
+    "download",
+    "corpora",
+    "build",
+    "synthesize",
+    "dropped",
+    "adopt",
+    "plan",
+    "evaluate",
+    "contamination",
+}
+TABLES |= {"compare", "report", "status", "record", "step", "dry-run", "run", "submit"}
 # Packages by the extra in setup.py that installs them; sympy's documentation is text of the quickstart.
 EXTRAS = {
     "train": ("torch", "megatron", "transformers", "safetensors", "sympy"),
@@ -48,17 +64,17 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 class Verbs(TyperGroup):
     """A help page with sections in pipeline order, on which no name or option is truncated."""
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: object, formatter: Any) -> None:
         """List the verbs under their headings."""
         sections = {"Commands": tuple(self.commands)} if self.name else SECTIONS
         for heading, names in sections.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in names])
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The example of the first verb."""
+    def format_epilog(self, *page: Any) -> None:
+        """Show the example of the first verb."""
         sections = {"Commands": tuple(self.commands)} if self.name else SECTIONS
-        self.commands[next(iter(sections.values()))[0]].format_epilog(ctx, formatter)
+        self.commands[next(iter(sections.values()))[0]].format_epilog(*page)
 
 
 def typer_of(text: str) -> typer.Typer:
@@ -81,41 +97,60 @@ def group(name: str, text: str) -> typer.Typer:
 def verb(name: str, of: typer.Typer = app, *, example: str) -> Any:
     """Decorator that makes a function the verb `name`, with the command lines of `example` in its help.
 
-    If the function's last parameter is a dataclass, each of its fields is an option of the verb.
+    If the function's last parameter is a dataclass, each of its fields is an option of the verb. With --json,
+    which verbs in `TABLES` have, stdout has a line of JSON for each table, and stderr all the rest.
     """
     # \b: click then leaves the lines of a paragraph as they are.
     register = of.command(name, no_args_is_help=True, epilog=f"\b\nExample:\n{example}")
-    return lambda function: register(_with_options(function))
+    return lambda function: register(_with_options(function, json=name in TABLES))
 
 
-def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_options(function: Callable[..., Any], *, json: bool) -> Callable[..., Any]:
     *own, last = signature(function).parameters.values()
-    if not is_dataclass(last.annotation):
-        return function
-    record: Any = last.annotation
-    options = signature(record).parameters
+    record: Any = last.annotation if is_dataclass(last.annotation) else None
+    options = signature(record).parameters if record else {last.name: last}
 
     @wraps(function)
     def command(**given: Any) -> Any:
-        asked = record(**{option: given.pop(option) for option in options})
-        return function(**given, **{last.name: asked})
+        out = sys.stdout if given.pop("as_json", False) else None
+        if record:
+            given[last.name] = record(**{option: given.pop(option) for option in options})
+        _JSON_OUT.set(out)
+        with redirect_stdout(sys.stderr) if out else nullcontext():
+            return function(**given)
 
     found = [*own, *(option.replace(kind=last.KEYWORD_ONLY) for option in options.values())]
+    if json:
+        found.append(Parameter("as_json", last.KEYWORD_ONLY, default=False, annotation=_AsJson))
     command.__signature__ = Signature(found)  # type: ignore[attr-defined]
     return command
 
 
+def print_json(value: object) -> bool:
+    """With --json print `value` on a line of stdout; returns whether that was asked for."""
+    if out := _JSON_OUT.get():
+        import orjson
+
+        out.write(f"{orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()}\n")
+    return out is not None
+
+
 def print_table(
     headings: Sequence[str],
-    rows: Iterable[Sequence[str | float]],
+    rows: Iterable[Sequence[str | float | None]],
     title: str | None = None,
     *,
     bare: bool = False,
 ) -> None:
     """Print a table with columns of numbers right-aligned; a `bare` one has no frame.
 
-    Counts get commas, other numbers two decimals; strings are printed unchanged.
+    Counts get commas, other numbers two decimals; strings are printed unchanged. With --json it is one object
+    on a line: `title`, and `rows` of values by heading, a `Cell`'s not as its text.
     """
+    rows = [*rows]
+    values = [[getattr(cell, "value", cell) for cell in row] for row in rows]
+    if print_json({"title": title, "rows": [dict(zip_longest(headings, row)) for row in values]}):
+        return
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
     from rich.console import Console
@@ -124,15 +159,16 @@ def print_table(
 
     frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
     table = Table(title=title, **frame)
-    forms = {str: "", int: ",", float: ".2f"}  # as Text below, brackets in a path are no rich markup
-    texts = [[format(cell, forms[type(cell)]) for cell in row] for row in rows]
+    forms = {int: ",", float: ".2f"}
+    shown = [["" if cell is None else cell for cell in row] for row in rows]
+    texts = [[format(cell, forms.get(type(cell), "")) for cell in row] for row in shown]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)
         # In a narrow terminal texts are wrapped, not numbers cut.
         whole = max(map(cell_len, [heading, *cells])) if number or heading == headings[0] else None
         table.add_column(heading, justify="right" if number else "left", no_wrap=bool(whole), min_width=whole)
-    for row in texts:
-        table.add_row(*map(Text, row))
+    for cells in texts:
+        table.add_row(*map(Text, cells))  # as Text, brackets in a path are no rich markup
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH)
     unbounded = console.options.update(width=sys.maxsize)
     console.width = max(console.width, console.measure(table, options=unbounded).minimum)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Pairs, group, print_table, verb
-from megatron_mathcpt.log import is_first_process
+from megatron_mathcpt.commands.main import Pairs, group, print_json, print_table, verb
+from megatron_mathcpt.log import Cell, figure, is_first_process
 
 if TYPE_CHECKING:
     from megatron_mathcpt.config.evaluation import EvaluationConfig
@@ -37,6 +37,9 @@ class Answering:
     tensor_model_parallel_size: Annotated[int, Option(min=1)] = 1
     pipeline_model_parallel_size: Annotated[int, Option(min=1)] = 1
     data_parallel_size: Annotated[int, Option(min=1, help="replicas of `vllm`")] = 1
+
+
+Row = tuple[str | float | None, ...]
 
 
 @verb("evaluate", example="mathcpt evaluate --model models/base --benchmarks samples --out scores/before")
@@ -96,23 +99,33 @@ def _score_checkpoints(run: Path, files: dict[str, Path], settings: "EvaluationC
 
 def _show_scores(results: dict[str, Any]) -> None:
     """A row for each task, and below it for its draws; for each set in two forms; for the mean of four."""
+    from megatron_mathcpt.statistics import wilson_interval
 
-    def row(name: str, found: dict[str, Any], *more: str) -> tuple[str, ...]:
-        value = found.get("value", found.get("accuracy", 0))
-        return name, f"{100 * value:.2f} ± {100 * found['stderr']:.2f}", *more
+    def row(name: str, found: dict[str, Any], n: int = 0, *more: int | Cell | None) -> Row:
+        value, error = found.get("value", found.get("accuracy", 0)), found["stderr"]
+        # Of draws and of the mean the normal one, but that has no width where no answer or each is right.
+        normal = "n" not in found and error > 0
+        ends = (
+            (value - 1.96 * error, value + 1.96 * error) if normal else wilson_interval(round(value * n), n)
+        )
+        low, high = (100 * min(1, max(0, end)) for end in ends)
+        return name, 100 * value, Cell((low, high), f"{low:.1f} to {high:.1f}"), *more
 
-    rows: list[tuple[str, ...]] = []
+    rows = list[Row]()
     for name, found in results["tasks"].items():
-        bits = f"{found['bits_per_byte']['value']:.3f}" if "bits_per_byte" in found else ""
-        cut = f"{100 * found['cut_outputs'] / found['n']:.1f}" if "cut_outputs" in found else ""
-        rows.append(row(name, found, str(found["ungraded"]), bits, cut))
-        rows += (row(f"  {score}", drawn) for score, drawn in found.get("samples", {}).items())
+        bits = figure(found["bits_per_byte"]["value"], ".3f") if "bits_per_byte" in found else None
+        cut = figure(100 * found["cut_outputs"] / found["n"], ".1f") if "cut_outputs" in found else None
+        rows.append(row(name, found, found["n"], found["ungraded"], bits, cut))
+        drawn = found.get("samples", {}).items()
+        rows += (row(f"  {score}", its, found["n"]) for score, its in drawn)
     aggregates = results["aggregates"]
-    rows += (row(f"{name}, higher", best) for name, best in aggregates.get("higher_of_forms", {}).items())
+    higher = aggregates.get("higher_of_forms", {}).items()
+    rows += (row(f"{name}, higher", best, best["n"]) for name, best in higher)
     if "mean_of_four" in aggregates:
         rows.append(row("mean of four", aggregates["mean_of_four"]))
     echo(results["model"])
-    print_table(("task", "accuracy in % ± s.e.", "ungraded", "bits per byte", "cut in %"), rows, bare=True)
+    headings = ("task", "accuracy in %", "95% interval", "ungraded", "bits per byte", "cut in %")
+    print_table(headings, rows, bare=True)
 
 
 @verb("contamination", example="mathcpt contamination scores/before --documents my.jsonl --task a=a.jsonl")
@@ -136,7 +149,7 @@ def contamination(
     rows = []
     for name, scores in result["tasks"].items():
         found = (scores[part]["accuracy"] for part in ("all", "clean"))
-        shares = ("" if accuracy is None else 100 * accuracy for accuracy in found)
+        shares = (None if accuracy is None else 100 * accuracy for accuracy in found)
         rows.append((name, scores["all"]["n"], scores["overlapping"]["n"], *shares))
     print_table(("task", "items", "overlapping", "accuracy in %", "without them"), rows, str(out))
 
@@ -156,10 +169,8 @@ def compare(
     echo(f"A: {baseline}\nB: {candidate}")
     if settings:
         print_table(("setting", "A", "B"), settings, bare=True)
-    if rows:  # in full, however narrow the terminal
-        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-        for row in (HEADINGS, *rows):
-            echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if rows:
+        print_table(HEADINGS, rows, bare=True)
     for sentence in sentences:
         echo(sentence)
 
@@ -230,10 +241,13 @@ def trace_record(
     folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
     record: Annotated[str, Argument(help="id of a record, or SEED/METHOD/SAMPLE of a rejected case")],
 ) -> None:
-    """Print a synthesized record, or a rejected case, with every request, reply and verdict."""
-    from megatron_mathcpt.synthesis.store import trace
+    """Print a synthesized record, or a rejected case, with every prompt, reply and verdict; JSON has all."""
+    from megatron_mathcpt.formats.lost_escapes import HIDDEN
+    from megatron_mathcpt.synthesis.store import describe_trace, trace
 
-    echo(json.dumps(trace(folder, record), indent=2, ensure_ascii=False))
+    found = trace(folder, record)
+    if not print_json(found):
+        echo(HIDDEN.sub(lambda hidden: ascii(hidden[0])[1:-1], "\n".join(describe_trace(found))))
 
 
 @verb("step", tracing, example="mathcpt trace step runs/mine 100")
@@ -248,5 +262,6 @@ def trace_step(
     from megatron_mathcpt.train.traced_step import trace_step as find
 
     seen = find(run, step)
-    rows = [(str(one.sample), one.pool, str(one.document), one.record, repr(one.text)) for one in seen]
-    print_table(("sample", "pool", "document", "record", "text"), rows, bare=True)
+    if not print_json({"title": f"step {step}", "rows": seen}):
+        for one in seen:
+            echo(f"── sample {one.sample}: {one.pool} {one.document}, {one.record} ──\n{one.text!r}")

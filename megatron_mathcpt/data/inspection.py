@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import orjson
 from rich.console import Console
-from rich.table import Table
 
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
@@ -191,7 +190,9 @@ class Screen:
             self._say(f"{one.row['id']}  {where}", dim=True)
             self._text(one.row["text"])
 
-    def drops(self, reason: str | None, source: str | None, limit: int) -> None:
+    def drops(
+        self, reason: str | None, source: str | None, limit: int, print_table: Callable[..., None]
+    ) -> None:
         """Count dropped records by source and reason, then show `limit` of each reason, or of `reason`."""
         corpus = self._corpus
         corpus.selections(None, source)  # refuses an unknown source
@@ -200,13 +201,10 @@ class Screen:
         if reason is not None and reason not in reasons:
             there = ", ".join(reasons) or "none"
             raise ConfigError(f"reason '{reason}': nothing was dropped for it; there is {there}")
-        table = Table("source", title="Records that were not kept")
-        for heading in ("read", "kept", *reasons):
-            table.add_column(heading, justify="right")
-        for name, dropped in counts.items():
-            numbers = (known[name].read, known[name].kept, *(dropped[heading] for heading in reasons))
-            table.add_row(name, *(f"{number:,}" for number in numbers))
-        self._console.print(table)
+        headings = ("source", "read", "kept", *reasons)
+        sizes = {name: (known[name].read, known[name].kept) for name in counts}
+        cells = ((name, *sizes[name], *map(dropped.get, reasons)) for name, dropped in counts.items())
+        print_table(headings, cells, "Records that were not kept")
         shards = {shard.name for shard in corpus.shards if source in (None, shard.source)}
         for name in reasons if reason is None else [reason]:
             self._head(name)

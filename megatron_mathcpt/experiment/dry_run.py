@@ -17,6 +17,7 @@ from megatron_mathcpt.config.resolved_study import Study
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built
+from megatron_mathcpt.log import Cell, figure
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
 from megatron_mathcpt.planner.memory import (
     USABLE,
@@ -125,7 +126,8 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
         advice = next(fitting, "lower evaluation.batch_size")
         wrong = f"{limit:.1f} are usable" if found[tensor] > limit else ""
         wrong = f"{heads} heads are no multiple of TP" if heads % tensor else wrong
-        size = (f"{parameters / 1e9:.2f}B", f"{2 * parameters / 1e9:.1f}", tensor, f"{found[tensor]:.1f}")
+        weights = Cell(parameters, f"{parameters / 1e9:.2f}B"), figure(2 * parameters / 1e9, ".1f")
+        size = (*weights, tensor, figure(found[tensor], ".1f"))
         known = "yes" if shape else "yes, without cache" if parameters else "not known; give size or shape"
         rows.append((name, *size, f"no: {wrong}; {advice}" if wrong else known))
     return rows
@@ -158,7 +160,8 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
             f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
             for pool, (n, passes) in run.pools.items()
         )
-        size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout, f"{run.memory_gib:.1f}")
-        costs = (f"{run.step_seconds:.2f}", f"{run.disk_bytes / 1e12:.2f}", f"{run.gpu_hours:,.0f}")
-        rows.append((name, *size, *costs))
+        tokens = Cell(run.tokens, f"{run.tokens / 1e9:.1f}B"), Cell(run.pools, mixed)
+        costs = (run.memory_gib, run.step_seconds, run.disk_bytes / 1e12, run.gpu_hours)
+        shown = map(figure, costs, (".1f", ".2f", ".2f", ",.0f"))
+        rows.append((name, figure(run.steps, ","), *tokens, run.layout, *shown))
     return rows

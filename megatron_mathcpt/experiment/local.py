@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -88,7 +89,8 @@ def _note(path: Path, name: str, value: str | float) -> None:
 def _run(stage: Stage, out: Path) -> StageOutcome:
     start = time.monotonic()
     environment = {**own_environment(), OWNER_VARIABLE: str(out.resolve())}
-    process = subprocess.Popen(own_command(stage.command[1:]), env=environment)
+    elsewhere = 2 if sys.stdout is sys.stderr else None  # with --json
+    process = subprocess.Popen(own_command(stage.command[1:]), env=environment, stdout=elsewhere)
     try:
         status = process.wait()
     except BaseException:  # Ctrl-C or a signal as an exception: the stage must not outlive this process

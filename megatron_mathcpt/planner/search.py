@@ -12,6 +12,7 @@ from megatron_mathcpt.config.base import build_config
 from megatron_mathcpt.config.cross_checks import check_experiment, divisions
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.log import figure
 from megatron_mathcpt.planner.machine import Machine, check_recipe
 from megatron_mathcpt.planner.memory import GIB, StageMemory, memory_per_stage, peak_memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
@@ -35,7 +36,7 @@ _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modul
 # Fields that overrides of a search may set, in addition to the section precision.
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
-Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, headings, rows
+Table = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]  # title, headings, rows
 
 
 def given_config(
@@ -175,9 +176,9 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         total = best.time.total
         terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
         rows: list[tuple[str, ...]] = [
-            (name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()
+            (name, figure(value, ".3f"), figure(100 * value / total, ".1f")) for name, value in terms.items()
         ]
-        yield f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows
+        yield f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share in %"), rows
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
     for run, memory in result.misfits[:3]:
@@ -196,7 +197,7 @@ def _ranking(result: SearchResult, top: int, train_tokens: float) -> Table:
         hours = train_tokens / result.given.train.tokens_per_step * seconds / 3600
         numbers = [plan.memory.gib, seconds, found.tokens_per_second_per_gpu, found.tflops_causal]
         numbers += [100 * found.mfu, hours / 24, hours * plan.run.gpus]
-        shown = map(format, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
+        shown = map(figure, numbers, (".1f", ".2f", ",.0f", ".0f", ".1f", ".2f", ",.0f"))
         rows.append((plan.run.name, *shown, _why_slower(plan, result.plans[0])))
     title = "Layouts that fit, fastest first (MFU: causal attention, bf16 peak)"
     columns = ("layout", "GiB", "step s", "tok/s/GPU", "TFLOP/s", "MFU %", "days", "GPU-h", "loses by")
@@ -209,7 +210,11 @@ def _memory_table(run: PlannedRun) -> Table:
     shown = stages if len(stages) <= 4 else [*stages[:2], stages[len(stages) // 2], stages[-1]]
     names = [name for name in shown[0].parts if any(stage.parts[name] for stage in shown)]
     rows = [
-        (str(stage.stage), *(f"{stage.parts[name] / GIB:.1f}" for name in names), f"{stage.gib:.1f}")
+        (
+            figure(stage.stage, ""),
+            *(figure(stage.parts[name] / GIB, ".1f") for name in names),
+            figure(stage.gib, ".1f"),
+        )
         for stage in shown
     ]
     return f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows

@@ -20,6 +20,7 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import KIND
 from megatron_mathcpt.formats.manifest import leaves, load_manifest
 from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log
+from megatron_mathcpt.log import Cell, figure
 from megatron_mathcpt.report.figures import MISSING, number, p_value, points
 from megatron_mathcpt.report.read import SUBSETS, Run, load_runs
 from megatron_mathcpt.statistics import (
@@ -223,7 +224,8 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     before, after = ({field: value for field, value in config.items() if value != {}} for config in configs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
     settings: list[Cells] = [
-        (field, str(before.get(field, MISSING)), str(after.get(field, MISSING))) for field in fields
+        (field, *(Cell(side.get(field), str(side.get(field, MISSING))) for side in (before, after)))
+        for field in fields
     ]
     tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
     said = [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
@@ -300,12 +302,15 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[No
 def _cells(
     task: str, metric: str, test: PairedComparison | PairedMeans, ends: tuple[float, float], p_holm: float
 ) -> Cells:
+    wilcoxon = counts = Cell(None, "")
     if isinstance(test, PairedMeans):
-        wilcoxon, counts, detectable = f"{test.wilcoxon:.4g}", "", test.detectable
+        wilcoxon, detectable = figure(test.wilcoxon, ".4g"), test.detectable
     else:
-        wilcoxon, counts = "", f"{test.only_first} : {test.only_second}"
-        detectable = minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n)
-    means = (str(test.n), *(f"{end:.4f}" for end in ends), f"{test.difference:+.4f}")
+        only = (test.only_first, test.only_second)
+        counts = Cell(only, "{} : {}".format(*only))
+        detectable = minimum_detectable_difference(test.n, sum(only) / test.n)
+    numbers = (test.n, *ends, test.difference, test.p_value, p_holm)
+    *means, p, corrected = map(figure, numbers, ("", ".4f", ".4f", "+.4f", ".4g", ".4g"))
     interval = MISSING if math.isnan(test.low) else f"{test.low:+.4f} to {test.high:+.4f}"
-    p = interval, f"{test.p_value:.4g}", f"{p_holm:.4g}"
-    return task, metric, *means, *p, wilcoxon, number(detectable, 4), counts
+    bounds = Cell((test.low, test.high), interval)
+    return task, metric, *means, bounds, p, corrected, wilcoxon, figure(detectable, ",.4f"), counts

@@ -12,7 +12,7 @@ from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.log import clock
+from megatron_mathcpt.log import Cell, clock
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
@@ -27,7 +27,7 @@ PAGE_START = (
     b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     b'<meta name="generator" content="megatron_mathcpt">'
 )
-SCORE_HEADINGS = ("set", "run", "accuracy in % ± s.e.", "bits per byte")
+SCORE_HEADINGS = ("set", "run", "accuracy in % (95% interval)", "bits per byte")
 MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
@@ -100,8 +100,10 @@ def describe_found(results: Mapping[str, Any], timings: Mapping[str, Any]) -> li
 
 
 def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
-    accuracy = f"{figures.points(score['accuracy'])} ± {figures.points(score['stderr'])}"
-    return accuracy, figures.number(score["bits_per_byte"])
+    found = {end: score[end] for end in ("accuracy", "low", "high")}
+    accuracy, low, high = map(figures.points, found.values())
+    bits = score["bits_per_byte"]
+    return Cell(found, f"{accuracy} ({low} to {high})"), Cell(bits, figures.number(bits))
 
 
 def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ were converted and scored. Timings are in a file of their own, because results a
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from megatron_mathcpt.formats.evaluation_folder import (
 )
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, RUN, MetricRow, RunCounts, read_metrics
+from megatron_mathcpt.log import Cell
 from megatron_mathcpt.records import DIFFICULTIES
 from megatron_mathcpt.report import figures
 
@@ -76,15 +77,23 @@ def _status(folder: Path, name: str) -> tuple[str, ...]:
     state = "scored" if scores else "done" if complete else "not finished"
     losses = [row.loss for row in rows if row.loss is not None]
     validation = next((row.validation for row in reversed(rows) if row.validation), {})
-    cells = (
-        str(rows[-1].step) if rows else "",
-        figures.tokens(rows[-1].consumed_tokens if rows else None),
-        figures.number(losses[-1] if losses else None),
-        ", ".join(f"{pool} {loss:.3f}" for pool, loss in validation.items()),
-        ", ".join(f"{task} {figures.points(score.accuracy)}" for task, score in scores.items()),
-        figures.begin_token(counts.begin if counts else None),
+    step, tokens = (rows[-1].step, rows[-1].consumed_tokens) if rows else (None, None)
+    loss = losses[-1] if losses else None
+    found = {task: score.accuracy for task, score in scores.items()}
+    return (
+        name,
+        state,
+        Cell(step, str(step or figures.MISSING)),
+        Cell(tokens, figures.tokens(tokens)),
+        Cell(loss, figures.number(loss)),
+        Cell(validation, _listed(validation, figures.number)),
+        Cell(found, _listed(found, figures.points)),
+        figures.begin_token(counts.begin if counts else None) or figures.MISSING,
     )
-    return name, state, *(cell or figures.MISSING for cell in cells)
+
+
+def _listed(values: Mapping[str, float], form: Callable[[float], str]) -> str:
+    return ", ".join(f"{name} {form(value)}" for name, value in values.items()) or figures.MISSING
 
 
 @dataclass(frozen=True)

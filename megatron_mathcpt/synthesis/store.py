@@ -200,7 +200,7 @@ def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable
     }
 
 
-def trace(folder: Path, name: str) -> dict[str, object]:
+def trace(folder: Path, name: str) -> JsonObject:
     """Return a record by its id, or a rejected case by SEED/METHOD/SAMPLE, with all requests and replies."""
     for path in sorted(folder.rglob("*ed.jsonl")):  # of one shard or all
         accepted = path.name == "accepted.jsonl"
@@ -218,3 +218,16 @@ def trace(folder: Path, name: str) -> dict[str, object]:
             return {"file": str(path), "record": row, "requests": made}
     remedy = "see the ids in its accepted.jsonl files; a rejected case's is SEED/METHOD/SAMPLE"
     raise DataError(f"{folder}: no record or case '{name}'; {remedy}")
+
+
+def describe_trace(found: JsonObject) -> Iterator[str]:
+    """Yield what `trace` returns as lines to read: all but hashes and settings."""
+    record, plain = found["record"], str | int | float
+    yield found["file"]
+    yield from (f"{name}: {value}" for name, value in record.items() if value and isinstance(value, plain))
+    for name, check in record.get("extra", {}).get("lineage", record)["checks"].items():
+        yield f"check of the {name}: {', '.join(map(str, check.values()))}"
+    for request in (made for made in found["requests"] if "request" in made):  # others had no reply
+        yield f"── {request.get('server', 'request')}, {request['request']['model']} ──"
+        yield from (f"{said['role']}: {said['content']}" for said in request["request"]["messages"])
+        yield f"reply: {request['text'] or request['error']}"

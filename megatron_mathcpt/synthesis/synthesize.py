@@ -27,7 +27,7 @@ from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, Serv
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
-from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.log import Cell, get_logger, progress
 from megatron_mathcpt.records import JsonObject, response_text
 from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
@@ -356,16 +356,17 @@ def first_prompts(config: SynthesisConfig, found: SeedSet) -> dict[str, str]:
     return shown
 
 
-def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str]]:
+def summary_rows(methods: Mapping[str, JsonObject]) -> Iterator[tuple[str, str, str | int]]:
     """Yield (method, what, number) for a table."""
     for method, found in methods.items():
         for what in ("outcomes", "accepted", "records", "tokens", "requests", "reasoning_tokens"):
-            yield method, what.replace("_", " "), f"{found[what]:,}"
-        yield method, "cost", f"{found['cost']:,.4f}"
+            yield method, what.replace("_", " "), found[what]
+        yield method, "cost", Cell(found["cost"], f"{found['cost']:,.4f}")
         if found["cost_per_record"] is not None and found["cost_per_token"] is not None:
-            yield method, "cost of a record", f"{found['cost_per_record']:.6f}"
-            yield method, "cost of 1,000 tokens", f"{1000 * found['cost_per_token']:.6f}"
+            costs = {"a record": found["cost_per_record"], "1,000 tokens": 1000 * found["cost_per_token"]}
+            for what, cost in costs.items():
+                yield method, f"cost of {what}", Cell(cost, f"{cost:.6f}")
         rejected = {f"rejected: {reason}": count for reason, count in found["rejected"].items()}
         counted = rejected | found["verdicts"] | found.get("counts", {}) | found.get("unanswered", {})
         for what, count in counted.items():
-            yield method, what, f"{count:,}"
+            yield method, what, count

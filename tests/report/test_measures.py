@@ -98,14 +98,15 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
     assert len(runs["base2"]["subsets"]["middle school"]) == 8
     assert runs["base2"]["subsets"]["middle school"]["n"] == 60
     rows, sentences = load_scores(root / "report")
-    # 2, 1 and 3 right: 100 sqrt(p (1 - p) / (n - 1)), n 60, 60 and 120
     scores = {(of, run): cells for of, run, *cells in rows}
     assert len(scores) == 3 * 5
-    for of, score, accuracy in (
-        (f"{zero}, higher form", sets[zero], "3.3 ± 2.3"),
-        ("math_zh", sets["math_zh"], "1.7 ± 1.7"),
-        ("all tasks", runs["base2"]["total"], "2.5 ± 1.4"),
+    for of, score, right, n in (
+        (f"{zero}, higher form", sets[zero], 2, 60),
+        ("math_zh", sets["math_zh"], 1, 60),
+        ("all tasks", runs["base2"]["total"], 3, 120),
     ):
+        ends = (100 * end for end in stats.binomtest(right, n).proportion_ci(method="wilson"))
+        accuracy = "{:.1f} ({:.1f} to {:.1f})".format(100 * right / n, *ends)
         assert scores[of, "base2"] == [accuracy, f"{score['bits_per_byte']:.3f}"]
     assert len(sentences) == 2 * 4
 

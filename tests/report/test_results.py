@@ -43,11 +43,11 @@ def test_scores_have_hand_worked_errors_and_intervals(
     print_report(results / "report", "t")
     shown = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown if line.startswith("│")]
-    # pooled 12 + 5 of 40: 42.5 %, sqrt(0.425 * 0.575 / 39) = 0.07916
+    # pooled 12 + 5 of 40: 42.5 %; intervals of scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
     assert cells[2::3] == [
-        ["heldout_en", "base2", "60.0 ± 11.2", "–"],
-        ["heldout_zh", "base2", "25.0 ± 9.9", "–"],
-        ["all tasks", "base2", "42.5 ± 7.9", "–"],
+        ["heldout_en", "base2", "60.0 (38.7 to 78.1)", "–"],
+        ["heldout_zh", "base2", "25.0 (11.2 to 46.9)", "–"],
+        ["all tasks", "base2", "42.5 (28.5 to 57.8)", "–"],
     ]
     assert shown[-2:] == [
         found["comparisons"][0]["sentence"],

@@ -148,7 +148,7 @@ def test_the_command_prints_whole_rows_in_order(logs: Path, monkeypatch: pytest.
     done = CliRunner().invoke(build_app(), ["compare", str(logs / "one"), str(logs / "two")])
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"A: {logs / 'one'}", f"B: {logs / 'two'}"]
-    assert re.split(r"  +", lines[2]) == list(HEADINGS)
+    assert re.split(r"  +", lines[2].rstrip()) == list(HEADINGS)
     means = [np.mean([row["acc"] for row in read(logs / name, "small_choice")]) for name in ("one", "two")]
     (row,) = [line for line in lines if re.match(r"small_choice +acc ", line)]
     assert re.split(r"  +", row)[2:5] == ["60", *(f"{mean:.4f}" for mean in means)]

@@ -26,7 +26,7 @@ def test_reasoning_is_counted_shown_and_by_setting_kept(trial: Trial) -> None:
     assert found["rejected"] == plain["rejected"]
     assert found["records"] == plain["records"] > 0
     assert found["completion_tokens"] > found["reasoning_tokens"] > 0 == plain["reasoning_tokens"]
-    assert (f"{METHOD}", "reasoning tokens", str(found["reasoning_tokens"])) in summary_rows({METHOD: found})
+    assert (f"{METHOD}", "reasoning tokens", found["reasoning_tokens"]) in summary_rows({METHOD: found})
     first = read_outcomes(trial.out)[0]
     assert "reasoning" not in first["extra"]
     assert "Let me think" not in json.dumps(first)
