@@ -203,7 +203,7 @@ class Screen:
             raise ConfigError(f"reason '{reason}': nothing was dropped for it; there is {there}")
         headings = ("source", "read", "kept", *reasons)
         sizes = {name: (known[name].read, known[name].kept) for name in counts}
-        cells = ((name, *sizes[name], *map(dropped.get, reasons)) for name, dropped in counts.items())
+        cells = ((name, *sizes[name], *map(dropped.__getitem__, reasons)) for name, dropped in counts.items())
         print_table(headings, cells, "Records that were not kept")
         shards = {shard.name for shard in corpus.shards if source in (None, shard.source)}
         for name in reasons if reason is None else [reason]:

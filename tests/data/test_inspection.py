@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.corpus_verbs import inspect
+from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
 from megatron_mathcpt.errors import ConfigError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
 from tests.support.corpus_factory import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected_corpus, wiki_texts
+from tests.support.json_lines import write_json_lines
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
 KEPT_WEB = ["web/web.jsonl#1", "wiki2"]
@@ -209,3 +211,25 @@ def test_bad_names_list_the_known_ones(root: Path, arguments: str, message: str)
     verb, *options = arguments.format(root).split()
     with pytest.raises(MathCptError, match=message):
         command(verb, root, *options)
+
+
+def test_counts_of_a_build_and_of_its_drops_as_json_are_those_of_the_manifest(
+    root: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((root / "manifest.json").read_bytes())
+    config = write_json_lines(tmp_path / "corpus.yaml", [manifest["config"]])  # JSON is YAML
+    words = (["build", config, "--out", root], ["inspect", "dropped", root])
+    shown = [CliRunner().invoke(build_app(), [*map(str, command), "--json"]).stdout for command in words]
+    documents, datasets, drops = map(json.loads, "".join(shown).splitlines())
+    sources, pools = (manifest["counts"][name] for name in ("sources", "pools"))
+    for row, lost in zip(documents["rows"], drops["rows"], strict=True):
+        source = sources[row["source"]]
+        for name in ("read", "kept", "rejected"):
+            assert row[name] == source[name]
+        assert (row["by reason"], row["dropped"]) == (source["dropped"], sum(source["dropped"].values()))
+        assert {reason: lost[reason] for reason in source["dropped"]} == source["dropped"]
+    found = {(row["pool"], row["split"]): (row["documents"], row["tokens"]) for row in datasets["rows"]}
+    for pool, splits in pools.items():
+        assert {split: found[pool, split] for split in splits} == {
+            split: (row["documents"], row["tokens"]) for split, row in splits.items()
+        }
