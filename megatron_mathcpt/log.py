@@ -7,8 +7,12 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 METER_SECONDS = 10.0
@@ -66,21 +70,33 @@ def progress(done: float, total: float, unit: str, before: float = 0, seconds: f
     return f"{text}, {rate:,.1f} {unit}/s, {clock(max(0.0, total - done) / rate)} left"
 
 
-class Meter:
-    """Logs the progress of a long piece of work on files, now and then."""
+@contextmanager
+def reporting(
+    logger: logging.Logger, text: Callable[[float], str], every: float | None = None
+) -> Iterator[None]:
+    """Log `text(seconds)` every 10 seconds of the block, and at the end of one that took so long.
 
-    def __init__(self, logger: logging.Logger, total: float) -> None:
-        self._logger, self._total, self.done = logger, total, 0.0  # bytes
-        self._start = self._said = time.monotonic()
+    A thread does it, as one batch, file or model may take minutes. Only the first process of a job logs.
+    """
+    begin, ended, wait = time.monotonic(), threading.Event(), every or METER_SECONDS
 
-    def at(self, done: float, what: str, characters: int = 0) -> None:
-        """`done` bytes are; `what` begins the line, with the rate of `characters` if there are any."""
-        self.done, now = done, time.monotonic()
-        if now - self._said >= METER_SECONDS:
-            self._said, seconds = now, now - self._start
-            rate = f", {characters / 1e6 / seconds:,.1f} million characters/s" if characters else ""
-            text = progress(done / 1e6, self._total / 1e6, "MB", seconds=seconds)
-            self._logger.info("%s%s; files: %s", what, rate, text)
+    def report() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        while not ended.wait(wait):
+            with suppress(OSError):  # of a file that was renamed meanwhile
+                logger.info(text(time.monotonic() - begin))
+
+    thread = threading.Thread(target=report, daemon=True)
+    if is_first_process():
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if is_first_process():
+            thread.join()
+    if is_first_process() and (seconds := time.monotonic() - begin) >= wait:
+        logger.info(text(seconds))
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,9 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     tokenizer_file,
 )
 from megatron_mathcpt.formats.weight_files import weight_files
+from megatron_mathcpt.log import get_logger, progress, reporting
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def export_to_hf(
     named = () if base is None else config_ends(base)
     ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own), *named)))
     begin = named_begin(own) if theirs.bos_id is None and base is None else theirs.bos_id
-    with locked_folder(out, "hf"):
+    with locked_folder(out, "hf"), writing_of(checkpoint, out):
         _check_tokenizer(own)
         copy_side_files(own, base, out)
         options = ExportOptions(base, "precision" in manifest.config, source.dtype, max_file_bytes)
@@ -125,11 +128,28 @@ def import_from_hf(
     source = hf_weights(folder, new_rows)
 
     def write(writing: Path) -> float | None:
-        write_checkpoint_files(source, shape, writing)
-        written = CheckpointWeights(writing, shape)
-        return compare_logits(written, shape, folder, new_rows) if verify else None
+        with writing_of(folder, writing):
+            write_checkpoint_files(source, shape, writing)
+            written = CheckpointWeights(writing, shape)
+            return compare_logits(written, shape, folder, new_rows) if verify else None
 
     return new_checkpoint(out, shape, write, inputs, (tokenizer or folder, folder))
+
+
+def writing_of(source: Path, target: Path) -> AbstractContextManager[None]:
+    """Log how much of the weights in `source` is written to `target`."""
+    total = _weight_bytes(source)
+    return reporting(
+        _logger,
+        lambda seconds: (
+            f"{target}: {progress(_weight_bytes(target) / 1e6, total / 1e6, 'MB', seconds=seconds)}"
+        ),
+    )
+
+
+def _weight_bytes(folder: Path) -> int:
+    files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".distcp"))
+    return sum(path.stat().st_size for path in files)
 
 
 def new_checkpoint(

@@ -77,9 +77,12 @@ def import_from_megatron(
     inputs = {"megatron": hash_json({path.name: convert.sample_hash(path) for path in files})}
     if tokenizer is not None:
         inputs["tokenizer"] = hash_file(tokenizer / FILE)
-    return convert.new_checkpoint(
-        out, shape, lambda writing: write_checkpoint_files(source, shape, writing), inputs, (own, like)
-    )
+
+    def write(writing: Path) -> None:
+        with convert.writing_of(folder, writing):
+            write_checkpoint_files(source, shape, writing)
+
+    return convert.new_checkpoint(out, shape, write, inputs, (own, like))
 
 
 def _iteration(given: Path) -> Path:

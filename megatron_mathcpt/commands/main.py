@@ -164,14 +164,23 @@ def print_table(
     texts = [[format(cell, forms.get(type(cell), "")) for cell in row] for row in shown]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)
-        # In a narrow terminal texts are wrapped, not numbers cut.
-        whole = max(map(cell_len, [heading, *cells])) if number or heading == headings[0] else None
-        table.add_column(heading, justify="right" if number else "left", no_wrap=bool(whole), min_width=whole)
+        # In a narrow terminal texts are wrapped between words; no number and no name is cut.
+        whole = number or heading == headings[0]
+        parts = [part for cell in (heading, *cells) for part in ([cell] if whole else cell.split())]
+        side, width = "right" if number else "left", max(map(cell_len, parts), default=0)
+        table.add_column(heading, justify=side, no_wrap=whole, min_width=width)  # type: ignore[arg-type]
     for cells in texts:
         table.add_row(*map(Text, cells))  # as Text, brackets in a path are no rich markup
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH)
+    screen = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if screen else _PIPED_WIDTH, highlight=False)
     unbounded = console.options.update(width=sys.maxsize)
-    console.width = max(console.width, console.measure(table, options=unbounded).minimum)
+    if (least := console.measure(table, options=unbounded).minimum) > console.width and screen:
+        console.print(Text(f"{title}:" if title else ""))
+        for first, *others in texts:  # each row as a block
+            lines = (f"\n  {name}: {cell}" for name, cell in zip(headings[1:], others, strict=False) if cell)
+            console.print(Text("".join([first, *lines])))
+        return
+    console.width = max(console.width, least)
     console.print(table)
 
 

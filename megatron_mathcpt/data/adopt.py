@@ -40,7 +40,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     named_begin,
     write_tokenizer,
 )
-from megatron_mathcpt.log import Meter, get_logger
+from megatron_mathcpt.log import get_logger, progress, reporting
 from megatron_mathcpt.records import JsonObject
 
 if TYPE_CHECKING:
@@ -186,8 +186,9 @@ def adopt(
         known = _Known(*load_tokenizer(Path(folder)), begin)
         for pair in pairs:
             read_lengths(pair.prefix)  # every index, before the first tokens
-        meter = Meter(_log, sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs))
-        found = [_check(pair, known, meter) for pair in pairs]
+        total, done = sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs), [0]
+        with reporting(_log, lambda s: f"checked: {progress(done[0] / 1e6, total / 1e6, 'MB', seconds=s)}"):
+            found = [_check(pair, known, done) for pair in pairs]
         shares = weights or {one.pair.pool: one.tokens for one in found if one.pair.split == SPLITS[TRAIN]}
         samples, notes = ([x for one in found for x in lines(one, known)] for lines in (_samples, _notes))
         adopted = Adopted(found, samples, notes, _sections(found, shares, out))
@@ -195,8 +196,8 @@ def adopt(
     return adopted
 
 
-def _check(pair: Pair, known: _Known, meter: Meter) -> Checked:
-    """Read the tokens of a pair once: bounds, first and last ones of documents, hash."""
+def _check(pair: Pair, known: _Known, done: list[int]) -> Checked:
+    """Read the tokens of a pair once: bounds, first and last ones of documents, hash; `done` counts bytes."""
     files, digest = {suffix: Path(f"{pair.prefix}{suffix}") for suffix in (".bin", ".idx")}, hashlib.sha256()
     info, ends = known.info, dict.fromkeys(sorted(known.info.ends), 0)
     documents, tokens, begun, filled = 0, 0, 0, 0
@@ -214,7 +215,7 @@ def _check(pair: Pair, known: _Known, meter: Meter) -> Checked:
         ends = {end: count + int((last == end).sum()) for end, count in ends.items()}
         begun += int((first == known.begin).sum())
         documents, filled, tokens = documents + len(lengths), filled + len(last), tokens + len(block)
-        meter.at(meter.done + block.nbytes, str(pair.prefix))
+        done[0] += block.nbytes
     hashes = {".bin": digest.hexdigest(), ".idx": hash_file(files[".idx"])}
     found = {end: OutputFile(bytes=file.stat().st_size, sha256=hashes[end]) for end, file in files.items()}
     unended = filled - ends[info.eos_id]

@@ -12,7 +12,6 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -47,12 +46,11 @@ from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest, read_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.log import clock, get_logger, progress, reporting
 
 WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
 _FOLDERS = {"prepare": "prepared", "publish": "published"}  # of `ShardWork`, by stage with a task per shard
-_LOG_SECONDS = 10
 _MEGABYTES_PER_WORKER = 64  # starting a process takes a second, not worth it for less
 _RAY_MEMORY_GB = 2  # reserved for a task: reading and hashing a shard take less than one
 _MAX_ARRAY = 1000  # Slurm's default of MaxArraySize is 1001
@@ -295,14 +293,16 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     works = _lines_works(build) if stage.name == "lines" else build.works
     alone, names = workers == 1, [work.shard.place for work in works]
     tasks = (run(rank) for rank in ranks) if alone else run_in_processes(run, ranks, workers, names)
-    begin = shown = time.monotonic()
-    before = sum(_finished(build, stage.name))
-    with closing(tasks) as done:
-        for _ in done:
-            now = time.monotonic()
-            if stage.name in _FOLDERS and now - shown >= _LOG_SECONDS:
-                shown, finished = now, _finished(build, stage.name)
-                _log.info("%s: %s", stage.name, describe_progress(build, finished, before, now - begin))
+    before, done = sum(_finished(build, stage.name)), len(stage.tasks) - len(ranks)
+
+    def said(seconds: float) -> str:
+        finished = _finished(build, stage.name)
+        read = describe_progress(build, finished, before, seconds) if stage.name in _FOLDERS else ""
+        return f"{stage.name}: {read or f'{done} of {len(stage.tasks)} tasks, after {clock(seconds)}'}"
+
+    with closing(tasks), reporting(_log, said):
+        for _ in tasks:
+            done += 1
 
 
 def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:

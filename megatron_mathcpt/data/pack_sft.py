@@ -9,7 +9,6 @@ that it takes does not grow with the pool.
 import gc
 import os
 import shutil
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -37,14 +36,13 @@ from megatron_mathcpt.formats.manifest import (
 )
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.sft_folder import join_parts, open_part, write_part
-from megatron_mathcpt.log import get_logger, progress
+from megatron_mathcpt.log import get_logger, progress, reporting
 from megatron_mathcpt.records import ROLES, JsonObject
 
 WORK = ".work"  # in the folder: packed blocks, until all are
 # Of a block: enough samples for the last, which is not full, not to matter.
 _TOKENS, _SAMPLES = 2_000_000, 128
 _LINES, _PLACES = 4 << 20, 1 << 17  # bytes of documents made records at once, and places looked at
-_LOG_SECONDS = 10
 _log = get_logger(__name__)
 
 
@@ -190,14 +188,16 @@ def _pack(pack: Pack, workers: int | None) -> None:
     names = [f"{pack.documents}, documents from {block.first + 1:,}" for block in pack.blocks]
     alone = (run(number) for number in missing)
     tasks = alone if workers < 2 else run_in_processes(run, missing, workers, names)
-    total, begin = sum(block.tokens for block in pack.blocks), time.monotonic()
-    before, shown = total - sum(pack.blocks[number].tokens for number in missing), begin
-    with closing(tasks) as finished:
-        for _ in finished:
-            if (now := time.monotonic()) - shown >= _LOG_SECONDS:
-                done, shown = total - sum(pack.blocks[number].tokens for number in pack.missing()), now
-                said = progress(done / 1e6, total / 1e6, "million tokens", before / 1e6, now - begin)
-                _log.info("pack-sft: %s", said)
+    total = sum(block.tokens for block in pack.blocks)
+    before = total - sum(pack.blocks[number].tokens for number in missing)
+
+    def said(seconds: float) -> str:
+        done = total - sum(pack.blocks[number].tokens for number in pack.missing())
+        return f"pack-sft: {progress(done / 1e6, total / 1e6, 'million tokens', before / 1e6, seconds)}"
+
+    with closing(tasks), reporting(_log, said):
+        for _ in tasks:
+            pass
 
 
 def pack_block(pack: Pack, number: int) -> None:

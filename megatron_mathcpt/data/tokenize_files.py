@@ -27,7 +27,7 @@ from megatron_mathcpt.data.tokenizer import (
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, token_dtype
 from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts, write_tokenizer
-from megatron_mathcpt.log import Meter, get_logger
+from megatron_mathcpt.log import get_logger, progress, reporting
 
 _log = get_logger(__name__)
 
@@ -79,19 +79,24 @@ def tokenize_files(
         raise DataError(f"{inputs[0]}: no record in {'it' if len(inputs) == 1 else 'all of the files'}")
     sample = [text[:SAMPLE_CHARACTERS] for texts in first[1] for text in texts[:SAMPLE_DOCUMENTS]]
     encoder, info = _load(how, sample)
-    meter = Meter(_log, sum(shard.bytes for shard in shards))
-    read, characters, empty = 0, 0, dict.fromkeys(outputs, 0)
+    total = sum(shard.bytes for shard in shards)
+    read, characters, done, empty = 0, 0, 0, dict.fromkeys(outputs, 0)
+
+    def said(seconds: float) -> str:
+        rate = f"{read:,} records, {characters / 1e6 / seconds:,.1f} million characters/s"
+        return f"{rate}; files: {progress(done / 1e6, total / 1e6, 'MB', seconds=seconds)}"
+
     with ExitStack() as stack:
+        stack.enter_context(reporting(_log, said))
         dtype = token_dtype(info.vocab_size)
         writers = {key: stack.enter_context(dataset_writer(path, dtype)) for key, path in outputs.items()}
-        for done, size, parts in prefetch(_encoded(chain([first], blocks), encoder)):
-            read, characters = read + len(parts[0][1]), characters + size
+        for place, size, parts in prefetch(_encoded(chain([first], blocks), encoder)):
+            done, read, characters = place, read + len(parts[0][1]), characters + size
             for (key, writer), (tokens, lengths) in zip(writers.items(), parts, strict=True):
                 filled = lengths[lengths > 0]
                 empty[key] += len(lengths) - len(filled)
                 kept = filled if info.bos_id is None else lengths
                 writer.write(*enclose(tokens, kept, info, end=how.end))
-            meter.at(done, f"{read:,} records", characters)
     return {
         path: Tokenized(read, writers[key].documents, writers[key].tokens, empty[key], encoder.name, info)
         for key, path in outputs.items()

@@ -18,7 +18,7 @@ from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import LIKELIHOODS, RESPONSES, Results, Sample
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_part
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.log import get_logger, is_first_process
+from megatron_mathcpt.log import clock, get_logger, is_first_process, reporting
 from megatron_mathcpt.records import JsonObject
 
 logger = get_logger(__name__)
@@ -75,7 +75,8 @@ def _generate_samples(
         items = spread(file.items, config.limits.get(name))
         texts = prompts(items, file.path, config.shots.get(name, 0))
         asked += [(name, item, text) for item, text in zip(items, texts, strict=True)]
-    lm = load(model, config, verify=verify)
+    with reporting(logger, lambda seconds: f"loading {model}: {clock(seconds)}"):
+        lm = load(model, config, verify=verify)
     try:
         requests = encode_requests(lm, asked, config)
         room = lm.max_length - config.max_new_tokens

@@ -31,10 +31,9 @@ from megatron_mathcpt.evaluation.tasks import STOP, gold_text, grade_output
 from megatron_mathcpt.formats.benchmark import Item
 from megatron_mathcpt.formats.evaluation_folder import LIKELIHOODS, RESPONSES, Likelihood, Response
 from megatron_mathcpt.formats.files import JsonLines, hash_json, read_rows
-from megatron_mathcpt.log import get_logger, is_first_process, progress
+from megatron_mathcpt.log import get_logger, is_first_process, progress, reporting
 from megatron_mathcpt.records import JsonObject
 
-_LOG_SECONDS = 10.0
 # Of one forward pass that scores texts: a vocabulary of 128,000 takes about 1 MB of logits a token.
 _SCORED_TOKENS = 8192
 Settings = dict[str, JsonValue]  # lm-eval's generation_kwargs
@@ -147,29 +146,32 @@ class Session:
         self.lm.barrier()  # no process may read what the first one is already appending
         file = JsonLines(path) if writes else None
         found, new = dict[int, Found](), set[int]()
-        began = shown = time.monotonic()
+
+        def said(seconds: float) -> str:
+            return progress(len(found), len(requests), path.stem, len(found) - len(new), seconds)
+
         members: list[int]
-        for members in batches:
-            given = [inputs[index] for index in members]
-            key = hash_json([self.identity, given])
-            if len(known.get(key, ())) < len(members):
-                # Seeded from its key, a batch has the same outputs wherever a run resumed.
-                torch.manual_seed(int(key[:12], 16))
-                start = time.monotonic()
-                results = compute([requests[index] for index in members], given)
-                taken = {"batch": key, "seconds": round(time.monotonic() - start, 3)}  # by the whole batch
-                for place, (index, result) in enumerate(zip(members, results, strict=True)):
-                    about = {"place": place, "task": requests[index].task, "id": requests[index].item.id}
-                    row = kind.model_validate(taken | about | result)
-                    known.setdefault(key, {})[place] = row
-                    if file:
-                        file.write(row.model_dump())
-                new |= {*members}
-            found |= {index: known[key][place] for place, index in enumerate(members)}
-            if writes and (now := time.monotonic()) - shown >= _LOG_SECONDS:
-                before = len(found) - len(new)
-                logger.info(progress(len(found), len(requests), path.stem, before, now - began))
-                shown = now
+        with reporting(logger, said):
+            for members in batches:
+                given = [inputs[index] for index in members]
+                key = hash_json([self.identity, given])
+                if len(known.get(key, ())) < len(members):
+                    # Seeded from its key, a batch has the same outputs wherever a run resumed.
+                    torch.manual_seed(int(key[:12], 16))
+                    start = time.monotonic()
+                    results = compute([requests[index] for index in members], given)
+                    taken = {
+                        "batch": key,
+                        "seconds": round(time.monotonic() - start, 3),
+                    }  # by the whole batch
+                    for place, (index, result) in enumerate(zip(members, results, strict=True)):
+                        about = {"place": place, "task": requests[index].task, "id": requests[index].item.id}
+                        row = kind.model_validate(taken | about | result)
+                        known.setdefault(key, {})[place] = row
+                        if file:
+                            file.write(row.model_dump())
+                    new |= {*members}
+                found |= {index: known[key][place] for place, index in enumerate(members)}
         if file:
             file.close()
         return [found[index] for index in range(len(requests))], new

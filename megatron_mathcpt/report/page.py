@@ -12,7 +12,7 @@ from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.log import Cell, clock
+from megatron_mathcpt.log import Cell, clock, get_logger, reporting
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
@@ -21,6 +21,7 @@ from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.synthesized import first_malformed, length_plots
 
+_logger = get_logger(__name__)
 KIND = "report"
 # How every page begins, by which one of ours is known.
 PAGE_START = (
@@ -48,8 +49,10 @@ def build_report(
     manifests = find_manifests(root, without=out)
     times, remedy = root / "timings.json", "delete the file, it contains only times"  # of a grid's runner
     seconds = read_json(times, dict[str, float], remedy) if times.is_file() else {}
+    with reporting(_logger, lambda seconds: f"comparing {len(runs)} runs: {clock(seconds)}"):
+        results = build_results(loaded, comparisons, manifests, find_origins(root, manifests), study)
     report = {
-        "results": build_results(loaded, comparisons, manifests, find_origins(root, manifests), study),
+        "results": results,
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
     }

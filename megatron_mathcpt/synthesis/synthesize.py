@@ -12,7 +12,6 @@ method; `_run_cases` works on many cases at a time; `_finish` drives one convers
 
 import asyncio
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
@@ -27,7 +26,7 @@ from megatron_mathcpt.errors import DataError, ManifestError, MathCptError, Serv
 from megatron_mathcpt.formats import manifest
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
-from megatron_mathcpt.log import Cell, get_logger, progress
+from megatron_mathcpt.log import Cell, get_logger, progress, reporting
 from megatron_mathcpt.records import JsonObject, response_text
 from megatron_mathcpt.synthesis.client import BudgetReached, Client, Meter, encode, is_unanswered
 from megatron_mathcpt.synthesis.four_methods import CONVERSATIONS, LOCAL, enhance
@@ -120,7 +119,6 @@ class _Run:
         self.open_seeds = {name: list[str]() for name in config.chosen}  # of the same cases
         self.clients: dict[str, Client] = {}
         self.models: dict[str, str] = {}  # as the servers name them
-        self.logged = time.monotonic()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -176,7 +174,7 @@ class _Run:
     async def _run_cases(self, method: str) -> None:
         """Run every case to its outcome; a budget or `cap` accepted tokens may end the method early."""
         accepted, cases = self.store.accepted_tokens(method), self.cases(method)
-        ends, began, resumed = Counter[str](), time.monotonic(), 0
+        ends, resumed = Counter[str](), 0
         self.unanswered[method].clear()
         self.open_seeds[method].clear()
 
@@ -196,13 +194,20 @@ class _Run:
                     return
                 accepted += tokens
                 ends[reason or "accepted"] += 1
-                self._log_progress(method, ends, resumed, began)
+
+        def said(seconds: float) -> str:
+            found = Counter(dict(ends))  # a copy, as a thread asks
+            number = self.seeds * self.config.chosen[method].samples
+            shown = progress(resumed + found.total(), number, "outcomes", resumed, seconds)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in found.most_common(5))
+            return f"{method}: {shown}; {reasons or 'none yet'}; cost {self.meter.cost:.2f}"
 
         failed: Exception | None = None
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.config.concurrency):
-                    group.create_task(work())
+            with reporting(_LOG, said, self.config.progress_seconds):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self.config.concurrency):
+                        group.create_task(work())
         except* (MathCptError, sqlite3.Error) as errors:
             failed = errors.exceptions[0]
         if failed is not None:  # one line, not a group; raised within, Python 3.11.2 groups it again
@@ -217,14 +222,6 @@ class _Run:
     @property
     def seeds(self) -> int:
         return self.shard.share(min(self.found.count, self.config.budget.seeds or self.found.count)) or 0
-
-    def _log_progress(self, method: str, ends: Counter[str], resumed: int, began: float) -> None:
-        if (now := time.monotonic()) - self.logged >= self.config.progress_seconds:
-            self.logged = now
-            cases = self.seeds * self.config.chosen[method].samples
-            shown = progress(resumed + ends.total(), cases, "outcomes", resumed, now - began)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in ends.most_common(5))
-            _LOG.info("%s: %s; %s; cost %.2f", method, shown, reasons, self.meter.cost)
 
     async def _finish(self, case: Case) -> tuple[str | None, int]:
         """Run one conversation and store its outcome; return its reason and accepted tokens."""

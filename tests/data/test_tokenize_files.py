@@ -130,7 +130,7 @@ def test_a_big_file_is_read_in_parts_with_its_line_numbers_and_progress(
     tmp_path: Path, llama3: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(log, "METER_SECONDS", 0.0)
+    monkeypatch.setattr(log, "METER_SECONDS", 0.01)
     rows = [{"text": f"{number} " * 20} for number in range(2000)]
     file, words = write_json_lines(tmp_path / "a.jsonl", rows), ("--tokenizer", llama3, "--out")
     tokenize(file, *words, tmp_path / "whole")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_mathcpt import log
 from megatron_mathcpt.config.evaluation import EvaluationConfig
 from megatron_mathcpt.errors import EvaluationError, ManifestError, MathCptError
 from megatron_mathcpt.evaluation import evaluate as evaluating
-from megatron_mathcpt.evaluation import responses
 from megatron_mathcpt.evaluation.evaluate import evaluate
 from megatron_mathcpt.evaluation.tasks import STOP, plan
 from megatron_mathcpt.formats import manifest
@@ -258,19 +259,17 @@ def test_a_log_that_is_no_terminal_has_lines_with_rate_and_time_left(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(responses, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(log, "METER_SECONDS", 0.001)
     logger = logging.getLogger("megatron_mathcpt")
     logger.addHandler(caplog.handler)
     evaluate(model_folder, files, CONFIG.model_copy(update={"batch_size": 2}), tmp_path / "out")
     logger.removeHandler(caplog.handler)
     lines = [record.getMessage() for record in caplog.records]
-    for number, (kind, done) in enumerate(
-        (kind, done) for kind in ("likelihoods", "responses") for done in (2, 4, 5)
-    ):
-        start, *rest = lines[number].split(", ")
-        assert start == f"{done} of 5 {kind}"
-        assert rest[0].endswith(f" {kind}/s")
-        assert rest[1].endswith(" left")
+    assert re.fullmatch(rf"loading {model_folder}: 0:\d\d", lines[0])
+    for kind in ("likelihoods", "responses"):
+        *some, last = [line for line in lines if kind in line]
+        assert {line.split()[0] for line in some} <= set("0245") and some
+        assert re.fullmatch(rf"5 of 5 {kind}, [\d,.]+ {kind}/s, 0:00 left", last)
 
 
 def test_a_complete_folder_is_reused_for_the_same_model_only(

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +144,27 @@ def copy(logs: Path, tmp_path: Path) -> Callable[[str], Path]:
     return path
 
 
-def test_the_command_prints_whole_rows_in_order(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+@pytest.mark.parametrize("columns", ["40", ""])
+def test_the_command_prints_all_of_a_row_in_order(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """In a narrow terminal as a block of lines, else, also in a pipe, as one line."""
+    monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
     done = CliRunner().invoke(build_app(), ["compare", str(logs / "one"), str(logs / "two")])
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"A: {logs / 'one'}", f"B: {logs / 'two'}"]
-    assert re.split(r"  +", lines[2].rstrip()) == list(HEADINGS)
     means = [np.mean([row["acc"] for row in read(logs / name, "small_choice")]) for name in ("one", "two")]
+    numbers = ["60", *(f"{mean:.4f}" for mean in means)]
+    if columns:
+        first = lines.index("  metric: acc") - 1
+        names = (line.split(":")[0].strip() for line in lines[first + 1 :])
+        assert lines[first] == "small_choice" and max(map(len, lines[2:first])) <= 40
+        assert [*islice(names, 5)] == list(HEADINGS[1:6])
+        assert [line.split(": ")[1] for line in lines[first + 2 : first + 5]] == numbers
+        return
+    assert re.split(r"  +", lines[2].rstrip()) == list(HEADINGS)
     (row,) = [line for line in lines if re.match(r"small_choice +acc ", line)]
-    assert re.split(r"  +", row)[2:5] == ["60", *(f"{mean:.4f}" for mean in means)]
+    assert re.split(r"  +", row)[2:5] == numbers
 
 
 def test_the_newest_log_counts_unless_an_older_one_is_given(
