@@ -24,6 +24,7 @@ Pairs = Annotated[
     Option(metavar="BASELINE:CANDIDATE", help="test CANDIDATE minus BASELINE; may be repeated"),
 ]
 SECTIONS = {
+    "Start": ("quickstart", "new"),
     "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "average", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
@@ -141,7 +142,7 @@ def print_table(
 
 def build_app() -> typer.Typer:
     """The command with all its verbs."""
-    from megatron_mathcpt.commands import corpus_verbs, dataset_verbs, run_verbs, score_verbs  # noqa: F401
+    from megatron_mathcpt.commands import corpus_verbs, dataset_verbs, run_verbs, score_verbs, start_verbs  # noqa: F401
 
     return app
 
