@@ -160,13 +160,16 @@ def own_study(
             problems += [document.problem] if document.problem else []
             if tokens >= _MOST_READ:
                 break
-    budget = budget or min(tokens, int(size["work"] / shape.num_parameters()))
+    most = budget or int(
+        min(0.95 * tokens, size["work"] / shape.num_parameters())
+    )  # less the validation split
     length = run["train.seq_length"] = min(run["train.seq_length"], size["longest"])
-    batch, most = processes, min(64, budget // (_LEAST_STEPS * length))
-    while batch * 2 <= most:
+    batch = processes
+    while batch * 2 <= min(64, most // (_LEAST_STEPS * length)):
         batch *= 2
+    budget = max(1, most // (batch * length)) * batch * length
     said = f"{budget:,} of {tokens:,} tokens, in steps of {batch} sequences of {length}"
-    if max(budget, batch * length) > _MOST_PASSES * tokens or tokens <= length:
+    if budget > _MOST_PASSES * tokens or tokens <= length:
         raise DataError(
             f"--data: {said}: more than {_MOST_PASSES} passes; give more data or a lower --train-tokens"
         )
