@@ -31,7 +31,7 @@ def new(
     """Write a complete, commented config, in which DECIDE marks what only you can know."""
     from megatron_mathcpt.experiment.templates import find_values, write_new
 
-    write_new(kind, file, find_values(kind, file, f"runs/{file.stem}", model, data or ()))
+    write_new(kind, file, find_values(kind, model, data or (), f"runs/{file.stem}"))
     echo(f"{file}: written; decide what is marked DECIDE, then run: {_NEXT[kind].format(file)}")
 
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from io import StringIO
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from shutil import copytree
 
@@ -38,8 +38,7 @@ TEMPLATES = Path(*config.__path__) / "templates"
 _PARTS = {"_corpus": "corpus", "_run": "experiment"}  # of a study: ends of its files' names, and templates
 _HELD_OUT = ProblemMix(evaluation_problems={"en": 30, "zh": 30})
 _MOST_READ = 10_000_000  # tokens of data that are counted
-_LEAST_STEPS, _MOST_PASSES = 16, 4  # the latter is the template's max_epochs
-_TAG = "tag:yaml.org,2002:"  # without a representer of it, null is written as nothing
+_STEPS, _PASSES = 16, 4  # at least, by smaller steps; at most, the template's max_epochs
 _logger = get_logger(__name__)
 
 
@@ -62,38 +61,34 @@ def write_new(kind: str, file: Path, values: Values, *, again: bool = False) -> 
 def _filled(path: Path, kind: str, values: JsonObject) -> bytes:
     yaml, buffer = YAML(), StringIO()  # which keeps comments
     yaml.width, yaml.preserve_quotes = 4096, True
-    yaml.representer.add_representer(type(None), lambda own, _: own.represent_scalar(f"{_TAG}null", "null"))
+    null = "tag:yaml.org,2002:null"  # which it would write as nothing
+    yaml.representer.add_representer(type(None), lambda own, _: own.represent_scalar(null, "null"))
     tree = yaml.load(TEMPLATES / f"{kind}.yaml")
     for field, value in values.items():
         set_field(tree, field, value, kind)
     yaml.dump(tree, buffer)
-    return buffer.getvalue().replace("FILE", str(path)).encode()
+    return buffer.getvalue().replace("FILE", str(path)).replace("study_", f"{path.stem}_").encode()
 
 
 def _table(name: str) -> JsonObject:
     return read_tree(TEMPLATES / f"{name}.yaml")
 
 
-def find_values(kind: str, file: Path, out: object, model: str | None, data: Sequence[str]) -> Values:
-    """The fields that a model and data decide, and those by which a study's files name each other.
+def find_values(kind: str, model: str | None, data: Sequence[str], out: object) -> Values:
+    """The fields of each template that a model and data decide; `out` is the folder of a study's results.
 
     `model` is a Hugging Face folder or hub id, in a synthesis the name of a served model; `data` are raw
     files, of an experiment folders of corpora. Raises `ConfigError` or `DataError` if one cannot be used.
     """
-    values: Values = {"corpus": {}, "experiment": {}, "study": {}, "synthesis": {}}
-    corpus, run, study, synthesis = values.values()
+    corpus, run, study, synthesis = (JsonObject() for _ in range(4))
     if kind == "study":
-        corpus_file, run_file = (f"{file.stem}{end}.yaml" for end in _PARTS)
-        study |= {"out": str(out), "corpus.corpus.file": corpus_file, "runs.own.file": run_file}
-        run["data.corpus"] = f"{out}/corpus"
-    if model:
+        study["out"], run["data.corpus"] = str(out), f"{out}/corpus"
+    if model and kind == "synthesis":
         synthesis["servers.teacher.model"] = model
-    if model and kind != "synthesis":
+    elif model:
         folder = local_folder(model, weights=False).absolute()
         longest, known = read_hf_shape(folder).max_position_embeddings, load_tokenizer(folder)[1]
-        _logger.info(
-            "%s: at most %d tokens a sequence, %d in its tokenizer", model, longest, known.vocab_size
-        )
+        _logger.info("%s: up to %d tokens a sequence, a tokenizer of %d", model, longest, known.vocab_size)
         corpus["tokenizer.path"] = run["init.hf"] = study["models.start.hf"] = str(folder)
         run["train.seq_length"] = min(longest, 2048)
     if data and kind == "experiment":
@@ -102,16 +97,13 @@ def find_values(kind: str, file: Path, out: object, model: str | None, data: Seq
         run |= {"data.corpus": [*data], "data.blend": pools, "validation.sets": [*pools]}
         run["train.train_tokens"] = sum(pools.values())
     elif data:
-        sources = {f"own{n or ''}": find_source(path) for n, path in enumerate(data)}
-        if wrong := [one.path for one in sources.values() if kind == "synthesis" and one.kind != "problem"]:
-            raise ConfigError(f"--data {wrong[0]}: seeds are problems, with question, solution and answer")
-        shown = {"pool", "kind", "path", "fields"}
-        corpus["sources"] = {name: one.model_dump(include=shown) for name, one in sources.items()}
-        synthesis |= {
-            "seeds.path": [one.path for one in sources.values()],
-            "seeds.fields": sources["own"].fields,
-        }
-    return values
+        found = [find_source(path) for path in data]
+        if kind == "synthesis" and {one.kind for one in found} != {"problem"}:
+            raise ConfigError(f"--data {data[0]}: seeds are problems, with question, solution and answer")
+        rows = (one.model_dump(include={"pool", "kind", "path", "fields"}) for one in found)
+        corpus["sources"] = {f"own{n or ''}": row for n, row in enumerate(rows)}
+        synthesis |= {"seeds.path": [one.path for one in found], "seeds.fields": found[0].fields}
+    return {"corpus": corpus, "experiment": run, "study": study, "synthesis": synthesis}
 
 
 def find_source(path: str) -> Source:
@@ -121,19 +113,17 @@ def find_source(path: str) -> Source:
     first = next(chain.from_iterable(read_rows(shard)), Skipped(1, "no record"))
     if isinstance(first, Skipped):
         raise DataError(f"{shard.place}:{first.line}: {first.reason}")
-    line, row = first[0], flat_row(first[1])
-    known = _table("field_names")
+    row, known = flat_row(first[1]), _table("field_names")
     for kind, names in known.items():
-        there = {ours: [name for name in given if name in row] for ours, given in names.items()}
-        if all(there.values()):
-            found = {ours: given[0] for ours, given in there.items()}
-            _logger.info("%s: %ss, by the fields %s", path, kind, ", ".join(found.values()))
+        found = {ours: next(filter(row.__contains__, given), None) for ours, given in names.items()}
+        if None not in found.values():
+            _logger.info("%s: %ss, by the fields %s", path, kind, ", ".join(map(str, found.values())))
             fields = {ours: name for ours, name in found.items() if ours != name}
             return Source.model_validate(source.model_dump() | {"kind": kind, "fields": fields})
     wanted = "; or ".join(", ".join(names) for names in known.values())
     raise DataError(
-        f"{shard.place}:{line}: has {', '.join(row) or 'no fields'}; expected {wanted}; rename them, or name "
-        "them under `fields` in a corpus config of your own (mathcpt new corpus FILE)"
+        f"{shard.place}:{first[0]}: has {', '.join(row) or 'no fields'}; expected {wanted}; rename them, or "
+        "name them under `fields` in a corpus config of your own (mathcpt new corpus FILE)"
     )
 
 
@@ -143,49 +133,46 @@ def own_study(
     """Write `out`/study.yaml and its files: `model` is continued on `data`, and both are scored on `sets`.
 
     Results are for `out`/results. Of problems some are held out as sets too; the folder of all sets is
-    returned. The budget is in tokens;
-    None is one pass over what was read, or less if that would take long on this machine. Raises errors for
-    what the first stages would refuse.
+    returned. The budget is in tokens; None is one pass over what was read, or less if that would take long on
+    this machine. Raises errors for what the first stages would refuse.
     """
-    values = find_values("study", out / "study.yaml", out / "results", model, data)
+    values, benchmarks = find_values("study", model, data, out / "results"), out / "benchmarks"
     corpus, run, study, _ = values.values()
-    size = _table("sizes")["gpu" if on_gpu() else "cpu"]
+    size: JsonObject = _table("sizes")["gpu" if on_gpu() else "cpu"]
     run |= size["experiment"]
     study |= size["study"]
     check_weights(folder := local_folder(model), shape := read_hf_shape(folder))
     tokens, problems, encoder = 0, list[Problem](), ReferenceEncoder(folder, "text")
-    for name, row in corpus["sources"].items():
-        for document in require_documents(name, Source.model_validate(row)):
-            tokens += int(encoder.encode([document.text])[1].sum()) + 1
-            problems += [document.problem] if document.problem else []
-            if tokens >= _MOST_READ:
-                break
-    most = budget or int(
-        min(0.95 * tokens, size["work"] / shape.num_parameters())
-    )  # less the validation split
+    sources = ((name, Source.model_validate(row)) for name, row in corpus["sources"].items())
+    for document in chain.from_iterable(starmap(require_documents, sources)):
+        tokens += int(encoder.encode([document.text])[1].sum()) + 1
+        problems += [document.problem] if document.problem else []
+        if tokens >= _MOST_READ:
+            break
+    most = budget or int(min(0.95 * tokens, size["work"] / shape.num_parameters()))  # less validation
     length = run["train.seq_length"] = min(run["train.seq_length"], size["longest"])
-    batch = processes
-    while batch * 2 <= min(64, most // (_LEAST_STEPS * length)):
-        batch *= 2
+    batch = max(processes, min(64, 1 << (most // (_STEPS * length)).bit_length() >> 1))  # a power of 2
     budget = max(1, most // (batch * length)) * batch * length
-    said = f"{budget:,} of {tokens:,} tokens, in steps of {batch} sequences of {length}"
-    if budget > _MOST_PASSES * tokens or tokens <= length:
+    said = f"{budget:,} tokens in steps of {batch} sequences of {length}; the data have {tokens:,}"
+    if budget > _PASSES * tokens or tokens <= length:
         raise DataError(
-            f"--data: {said}: more than {_MOST_PASSES} passes; give more data or a lower --train-tokens"
+            f"--train-tokens: {said}, and at most {_PASSES} passes are made; lower it, or give more data"
         )
     _logger.info("training on %s; --train-tokens and --processes change it", said)
     run |= {"train.train_tokens": budget, "train.global_batch_size": batch}
     claim_folder(out, KIND)
+    made = split_problems(problems, _HELD_OUT, seed=1)[1] if len(problems) >= 10 else {}  # of these a fifth
+    items = {
+        f"own_{lang}": b"".join(encode_json(evaluation_item(one)) + b"\n" for one in some)
+        for lang, some in made.items()
+    }
     if sets == SAMPLES:  # too few for the names of benchmarks
-        lines = b"".join(path.read_bytes() for path in sorted(sets.glob("*/*.jsonl")))
-        write_atomically(out / "benchmarks" / "samples" / "test.jsonl", lines)
+        items["samples"] = b"".join(path.read_bytes() for path in sorted(sets.glob("*/*.jsonl")))
     else:
-        copytree(sets, out / "benchmarks", dirs_exist_ok=True)
-    if len(problems) >= 10:  # of which split_problems gives a fifth at most
-        for language, held_out in split_problems(problems, _HELD_OUT, seed=1)[1].items():
-            lines = b"".join(encode_json(evaluation_item(one)) + b"\n" for one in held_out)
-            if lines:
-                write_atomically(out / "benchmarks" / f"own_{language}" / "test.jsonl", lines)
-    corpus["decontaminate.benchmarks"] = [str(out / "benchmarks")]
+        copytree(sets, benchmarks, dirs_exist_ok=True)
+    for name, lines in items.items():
+        if lines:
+            write_atomically(benchmarks / name / "test.jsonl", lines)
+    corpus["decontaminate.benchmarks"] = [str(benchmarks)]
     write_new("study", out / "study.yaml", values, again=True)
-    return out / "benchmarks"
+    return benchmarks
