@@ -52,8 +52,9 @@ def write_new(kind: str, file: Path, values: Values, *, again: bool = False) -> 
     texts = {path: _filled(path, one, values.get(one, {})) for path, one in kinds.items()}
     for path, text in texts.items():
         if path.exists() and not (again and path.read_bytes() == text):
-            why = "differs from what would be written" if again else "is there"
-            raise ConfigError(f"{path}: {why}, and nothing is overwritten; give another name")
+            why = "is there, and nothing is overwritten; give another name"
+            changed = f"differs from what would be written; give another folder, or `mathcpt run {file}`"
+            raise ConfigError(f"{path}: {changed if again else why}")
     for path, text in texts.items():
         write_atomically(path, text)
 

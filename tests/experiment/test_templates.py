@@ -1,6 +1,7 @@
 """`mathcpt new` and `mathcpt quickstart --model`: what they write starts, and what it ends with is right."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.experiment import ExperimentConfig
-from megatron_mathcpt.config.resolved_study import load_study
+from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.config.study_file import StudyFile
 from megatron_mathcpt.config.synthesis import SynthesisConfig
 from megatron_mathcpt.data.build import build_corpus
@@ -121,7 +122,7 @@ def test_unknown_data_are_refused_by_line_and_fields(text: str, message: str, tm
         find_source(str(tmp_path / "a.jsonl"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_model_is_continued_on_own_data_and_scored(model: Path, tmp_path: Path) -> None:
     """Both models answer the same items, none of which was trained on; the export is what was trained."""
     from transformers import AutoModelForCausalLM
@@ -158,15 +159,19 @@ def test_a_model_is_continued_on_own_data_and_scored(model: Path, tmp_path: Path
     assert f"{before:.4f} before, {after:.4f} after" in said
     exported = AutoModelForCausalLM.from_pretrained(results / "own" / "hf")
     start = AutoModelForCausalLM.from_pretrained(model)
-    assert (
-        json.loads((results / "own" / "hf" / "manifest.json").read_text())["counts"][
-            "max_abs_logit_difference"
-        ]
-        < 1e-4
-    )
+    counts = json.loads((results / "own" / "hf" / "manifest.json").read_text())["counts"]
+    assert counts["max_abs_logit_difference"] < 1e-4
     assert any((a != b).any() for a, b in zip(exported.parameters(), start.parameters(), strict=True))
+    again = [*words, "--train-tokens", 16_384]
     changed = {path: path.stat().st_mtime_ns for path in results.rglob("manifest.json")}
-    mathcpt(*words, "--train-tokens", 16_384)
+    mathcpt(*again)
     assert changed == {path: path.stat().st_mtime_ns for path in results.rglob("manifest.json")}
     with pytest.raises(ConfigError, match=r"study_run\.yaml: differs from what would be written"):
-        mathcpt(*words, "--train-tokens", 8192)
+        mathcpt(*again[:-1], 8192)
+    row = re.findall(r"^    (faster: .*)$", said, re.MULTILINE)[0]  # what it says about another setting
+    study = out / "study.yaml"
+    study.write_text(study.read_text().replace("\n  own:", f"\n  {row}\n  own:"))
+    stages = build_stages(load_study(study, Asked(compare=["own:faster"])), 2, benchmarks=out / "benchmarks")
+    assert {stage.name for stage in stages if not stage.is_done()} == {
+        *("faster", "faster/hf", "faster/evaluation")
+    }
