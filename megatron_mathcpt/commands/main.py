@@ -28,6 +28,7 @@ Pairs = Annotated[
 _AsJson = Annotated[bool, Option("--json", help="tables as JSON, a line each; all else on stderr")]
 _JSON_OUT = ContextVar[TextIO | None]("_JSON_OUT", default=None)  # stdout, of a verb with --json
 SECTIONS = {
+    "Start": ("quickstart", "new"),
     "Data": ("download", "corpora", "build", "tokenize", "adopt", "synthesize", "pack-sft", "inspect"),
     "Model": ("plan", "train", "average", "convert"),
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
@@ -186,7 +187,7 @@ def print_table(
 
 def build_app() -> typer.Typer:
     """The command with all its verbs."""
-    from megatron_mathcpt.commands import corpus_verbs, dataset_verbs, run_verbs, score_verbs  # noqa: F401
+    from megatron_mathcpt.commands import corpus_verbs, dataset_verbs, run_verbs, score_verbs, start_verbs  # noqa: F401
 
     return app
 

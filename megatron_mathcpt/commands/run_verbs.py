@@ -311,12 +311,17 @@ def run(
 
     `run quickstart` is the whole pipeline at a size for two cores. Overrides apply to every run.
     """
-    from megatron_mathcpt.experiment.dry_run import check_scored
-    from megatron_mathcpt.experiment.local import run_stages
-
     study = asked.study(config, overrides or (), out)
     if study is None:
         start_training(config, overrides or (), _run_folder(config, out), processes, asked.scale)
+    run_study(study, asked, processes, hardware)
+
+
+def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardware: str = "h100") -> None:
+    """Run the stages of a study that are not done, then print its report; exits if a stage fails."""
+    from megatron_mathcpt.experiment.dry_run import check_scored
+    from megatron_mathcpt.experiment.local import run_stages
+
     stages = asked.stages(study, processes or 2)
     check_scored(study, hardware, asked.benchmarks)
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
@@ -325,9 +330,9 @@ def run(
     ran = [outcome for outcome in outcomes if outcome.state == "ran"]
     echo(f"{len(ran)} stages in {sum(outcome.seconds for outcome in ran) / 60:.1f} min", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
-    if not status:
-        print_report(study.out / "report", study.out.name)
-    sys.exit(status)
+    if status:
+        sys.exit(status)
+    print_report(study.out / "report", study.out.name)
 
 
 def _run_folder(config: str, out: Path | None) -> Path:

@@ -277,11 +277,13 @@ class PhaseSection(Section):
 
 
 class ValidationSection(Section):
-    """Loss on each named pool's validation split, every `interval` steps and at the end."""
+    """Loss on each named pool's validation split, every `interval` steps, at the end, and `at_start`."""
 
     sets: tuple[str, ...] = ()
     interval: int | None = Field(default=None, gt=0)
     samples: int | None = Field(default=None, gt=0)  # at most this many sequences of each set
+    # Before the first step too: the loss of the starting weights. Left out of manifests if not set.
+    at_start: bool = Field(default=False, exclude_if=lambda given: not given)
 
 
 class CheckpointSection(Section):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
-from megatron_mathcpt.data.sources import Document, Skipped, list_shards, read_documents
+from megatron_mathcpt.data.sources import Document, require_documents
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, write_atomically
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, load_manifest, write_manifest
@@ -123,12 +123,7 @@ def _find_pool(folder: Path, pool: str) -> Path:
 def _read_pool(file: Path, pool: str) -> Iterator[Document]:
     """The records of the user's file, as a build reads them; raises `DataError` for a line that is none."""
     kind = "problem" if pool == "problem_solving" else "text"
-    source = Source.model_validate({"pool": pool, "path": str(file), "kind": kind})
-    (shard,) = list_shards({pool: source})
-    for record in chain.from_iterable(read_documents(shard, source)):
-        if isinstance(record, Skipped):
-            raise DataError(f"{file}:{record.line}: {record.reason}; fix or remove the line")
-        yield record
+    return require_documents(pool, Source.model_validate({"pool": pool, "path": str(file), "kind": kind}))
 
 
 def standard_library() -> Iterator[JsonObject]:

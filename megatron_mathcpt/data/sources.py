@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, repeat
 from math import inf
 from pathlib import Path
 
@@ -181,6 +181,15 @@ def read_documents(shard: SourceShard, source: Source, first: int = 1) -> Iterat
     """Blocks of documents and of skipped records, in file order; `first` is the number of the first line."""
     for rows in read_rows(shard, first):
         yield [row if isinstance(row, Skipped) else _record(row[1], row[0], shard, source) for row in rows]
+
+
+def require_documents(name: str, source: Source) -> Iterator[Document]:
+    """The documents of a source, as a build reads them; raises `DataError` for a record that is none."""
+    for shard in list_shards({name: source}):
+        for record in chain.from_iterable(read_documents(shard, source)):
+            if isinstance(record, Skipped):
+                raise DataError(f"{shard.place}:{record.line}: {record.reason}; fix or remove the line")
+            yield record
 
 
 def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) -> Document | Skipped:

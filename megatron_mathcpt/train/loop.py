@@ -54,6 +54,10 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
     # for that rank in their next collective. Below, all ranks collect at the same step.
     gc.disable()
     try:
+        if state.step == 0 and config.validation.at_start:
+            validate(state, metrics)
+            metrics.restart_clock()
+            heartbeat()
         while state.step < last and not stopping:
             if enter_phase(state):
                 config = state.config
@@ -84,9 +88,7 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
             if saving or validating or is_due(state.step, config.logging.interval):
                 metrics.flush()
             if validating:
-                losses = mean_losses(state, state.validation.values())
-                state.losses = dict(zip(state.validation, losses, strict=True))
-                metrics.write_validation(state.step, state.losses)
+                validate(state, metrics)
             if saving:  # after validation, whose losses belong in the checkpoint
                 # No step follows the last save: an async one would copy the state into host memory and wait
                 # all the same, after a signal with Slurm's kill pending.
@@ -113,6 +115,13 @@ def take_step(state: TrainState, rate: float) -> StepResult:
         samples = describe_samples(state, state.step)
         logger.warning("step %d skipped: %s (%s)", state.step, result.skipped, samples)
     return result
+
+
+def validate(state: TrainState, metrics: Metrics) -> None:
+    """Compute and log the loss on each validation set."""
+    losses = mean_losses(state, state.validation.values())
+    state.losses = dict(zip(state.validation, losses, strict=True))
+    metrics.write_validation(state.step, state.losses)
 
 
 def is_validation_step(state: TrainState) -> bool:
