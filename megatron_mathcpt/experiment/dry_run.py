@@ -1,22 +1,31 @@
 """What a run will read, need and cost, predicted on any machine and before a GPU is allocated.
 
-Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds. Of models
-that are only scored, the memory with which they answer.
+A run is resolved as training does it where its data and weights are there. Before that its shape is that of
+its config, of the Hugging Face folder, or of the run of the study that it starts from, and tokens are those
+that the study expects. Of models that are only scored, the memory with which they answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_mathcpt.checkpoint.convert import checkpoint_shape
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.packages import build_needs, check_installed
 from megatron_mathcpt.config.phases import phases_of, pool_tokens, run_steps
-from megatron_mathcpt.config.resolved_study import Study
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.config.resolved_study import Resolved, Study
+from megatron_mathcpt.errors import ConfigError, MathCptError, first_of
+from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built
+from megatron_mathcpt.formats.hub import local_folder
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, ids_of
+from megatron_mathcpt.log import clock, scaled
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
 from megatron_mathcpt.planner.memory import (
     USABLE,
@@ -28,9 +37,10 @@ from megatron_mathcpt.planner.memory import (
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
+from megatron_mathcpt.train.inputs import check_packages, read_folders, resolve_inputs
 
 RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
-RUN_HEADINGS += ("GiB", "s/step", "disk TB", "GPU-hours")
+RUN_HEADINGS += ("GiB", "step", "disk", "GPU-hours")
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -39,12 +49,12 @@ class DryRun:
     """One run: optimizer steps, training tokens, the planner's prediction for its layout, over all phases.
 
     `pools` maps each pool to the tokens drawn from it, and to how many passes over its training split these
-    are. `disk_bytes` is what its checkpoints take at most.
+    are, None if its size is not known. `disk_bytes` is what its checkpoints take at most.
     """
 
     steps: int
     tokens: int
-    pools: Mapping[str, tuple[float, float]]
+    pools: Mapping[str, tuple[float, float | None]]
     layout: str
     memory_gib: float
     step_seconds: float
@@ -52,25 +62,96 @@ class DryRun:
     disk_bytes: int
 
 
-def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
-    """Plan `config` on `gpus` GPUs of type `hardware`.
+def plan_runs(
+    runs: Iterable[tuple[Resolved[ExperimentConfig], Study | None]], gpus: int, hardware: str
+) -> tuple[dict[str, DryRun], list[str]]:
+    """The plan of each run (with its study, if it is of one), and lines on their shapes and costs in all.
 
-    Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit in the
-    GPU's memory, or if the tokens of a pool are not known. Needs `model` in the config.
+    A run whose shape is not known is left out, and a line says so; an error if that leaves none.
     """
-    if config.model is None or config.model.vocab_size is None:
-        raise ConfigError(
-            f"{config.name}: model: missing, as its starting weights decide it; give it to plan the run"
-        )
-    # The folder of packed samples of an SFT run is named after its pool.
-    pools = [config.data.sft.name] if config.data.sft else config.pools
-    available = _tokens_of(pools, config.data.corpora, expected)
+    plans, origins, unknown = dict[str, DryRun](), dict[str, list[str]](), dict[str, MathCptError]()
+    for run, study in runs:
+        name = run.config.name
+        try:
+            config, tokens, origin = resolve_run(run, study)
+        except MathCptError as error:
+            unknown[name] = error
+            continue
+        plans[name] = plan_run(config, gpus, hardware, tokens)
+        origins.setdefault(origin, []).append(name)
+    if unknown and not plans:
+        raise next(iter(unknown.values()))
+    hours = sum(plan.gpu_hours for plan in plans.values())
+    disk, days = sum(plan.disk_bytes for plan in plans.values()), hours / gpus / 24
+    return plans, [
+        *(f"{first_of(names)}: {origin}" for origin, names in origins.items()),
+        *(f"{name}: not planned ({error})" for name, error in unknown.items()),
+        f"{_hours(hours)} GPU-hours of training on {hardware}, as the planner predicts: "
+        f"{f'{days:,.1f} days' if days >= 1 else clock(86400 * days)} on {gpus}; "
+        f"checkpoints of up to {scaled(disk, 'B')}",
+    ]
+
+
+def resolve_run(
+    run: Resolved[ExperimentConfig], study: Study | None
+) -> tuple[ExperimentConfig, dict[str, float], str]:
+    """The config with its model complete, the known tokens of pools, and where the shape is from.
+
+    Raises what `resolve_inputs` does for data and weights that do not match, and `ConfigError` for a shape
+    that is not known yet.
+    """
+    config, tokens = run.config, {**run.tokens, **tokens_built(run.config.data.corpora)}
+    start, hf, shape, data = config.init.checkpoint, config.init.hf, config.model, read_folders(config)
+    if hf and (shape is None or hf.exists()):
+        hf = local_folder(hf, ["config.json"])
+    trained = start is None or bool(checkpoint_paths(start)) or (start / FILE_NAME).is_file()
+    built = [folder for folder in data if (folder / FILE_NAME).is_file()]
+    if trained and built == data and (hf is None or any(hf.glob("*.safetensors"))):
+        inputs = resolve_inputs(config)
+        packed = {config.data.sft.name: inputs.available["sft"]} if config.data.sft else {}
+        return inputs.config, tokens | packed, "training's own shape"
+    origin, stem = "the shape of its config", None
+    if study and start:  # of an average, the first of its runs
+        name = str(study.inside(start.resolve()))
+        stem = study.runs.get(study.averages[name].of[0] if name in study.averages else name)
+    if shape is None and hf is not None:
+        shape, origin = read_hf_shape(hf), f"the shape of {config.init.hf}"
+    elif shape is None and start and trained:
+        shape, origin = checkpoint_shape(checkpoint_manifest(chosen_checkpoint(start))), f"that of {start}"
+    elif shape is None and stem:
+        before, _, _ = resolve_run(stem, study)
+        shape = (phases_of(before)[-1].config if before.phases else before).model
+        origin = f"the shape of {stem.config.name}'s config, as it is not trained yet"
+    if shape is None:
+        raise ConfigError(f"{config.name}: model: missing, and {start} is not there; give the model's shape")
+    sizes = [TokenizerCounts.model_validate(load_manifest(one, None).counts["tokenizer"]) for one in built]
+    known = [shape.vocab_size or 0, *(size.vocab_size for size in sizes)]
+    builds = study.corpus if study else {}
+    names = [str(study.inside(folder.resolve())) for folder in data] if study else []
+    for asked in (builds[name].config.tokenizer for name in names if name in builds):
+        path = Path(asked.path or "")
+        known.append(asked.vocab_size or (ids_of(path) if path.exists() else 0))
+    if not max(known):
+        raise ConfigError(f"{config.name}: model.vocab_size: not known; build the corpus, or give the size")
+    shape = shape.model_copy(update={"vocab_size": max(known)})
+    return config.model_copy(update={"model": shape}), tokens, origin
+
+
+def plan_run(config: ExperimentConfig, gpus: int, hardware: str, available: Mapping[str, float]) -> DryRun:
+    """Plan a complete `config` on `gpus` GPUs of type `hardware`; `available` are the known tokens of pools.
+
+    Raises `ConfigError` if the sections contradict each other or the GPUs, or if the run does not fit in the
+    GPU's memory.
+    """
     check_passes(config, available)
-    if config.train.train_epochs is not None:
-        seen = {
-            "train_tokens": round(config.train.train_epochs * sum(available.values())),
-            "train_epochs": None,
-        }
+    if config.train.train_epochs is not None and config.data.sft is not None:
+        pool = config.data.sft.name  # the folder of packed samples is named after its pool
+        if pool not in available:
+            raise ConfigError(
+                f"{config.name}: the number of tokens of pool '{pool}' is not known; build its corpus, "
+                "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
+            )
+        seen = {"train_tokens": round(config.train.train_epochs * available[pool]), "train_epochs": None}
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
     machine = load_machine(hardware)
@@ -81,30 +162,17 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mappi
         planned = PlannedRun(phase.config, gpus)
         seconds += phase.config.train.train_steps * step_time(planned, machine).total
         memory = max(memory, peak_memory(planned).gib)
-    steps = run_steps(config)
+    steps, pools = run_steps(config), pool_tokens(config).items()
     return DryRun(
         steps=steps,
         tokens=phase.last_token,
-        pools={pool: (tokens, tokens / available[pool]) for pool, tokens in pool_tokens(config).items()},
+        pools={name: (n, n / available[name] if name in available else None) for name, n in pools},
         layout=PlannedRun(config, gpus).name,
         memory_gib=memory,
         step_seconds=seconds / steps,
         gpu_hours=seconds * gpus / 3600,
         disk_bytes=peak_checkpoint_bytes(config),
     )
-
-
-def _tokens_of(
-    pools: Iterable[str], corpora: Sequence[Path], expected: Mapping[str, float]
-) -> dict[str, float]:
-    """Training tokens of each pool: from the corpora that are built, else as expected."""
-    known = {**expected, **tokens_built(corpora)}
-    if missing := [pool for pool in pools if pool not in known]:
-        raise ConfigError(
-            f"data: the number of tokens of pool '{missing[0]}' is not known; build its corpus, "
-            "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
-        )
-    return {pool: known[pool] for pool in pools}
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
@@ -131,6 +199,19 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
     return rows
 
 
+def check_stages(study: Study, stages: Iterable[Stage], *, gpu: bool) -> None:
+    """Refuse stages to do that need a package which is not installed here; runs are on a `gpu` or not."""
+    kinds = {"evaluation": {"scores": "lm_eval", "answers": "math_verify"}, "mixture": {"the fit": "scipy"}}
+    kinds["evaluation"] |= {"backend": "vllm"} if study.evaluation.backend == "vllm" else {}
+    kinds["synthesis"] = {} if study.scripted else {"its client": "aiohttp"}
+    for stage in (stage for stage in stages if not stage.is_done()):
+        if stage.kind == "run":
+            check_packages(study.runs[stage.name].config, gpu=gpu)
+        built = build_needs(study.corpus[stage.name].config) if stage.kind == "corpus" else {}
+        needs = kinds.get(stage.kind, built).items()
+        check_installed({f"{stage.name}: {what}": package for what, package in needs})
+
+
 def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
     """Refuse, before any stage runs, models that are missing or too large, and sets that are not complete."""
     gone = [
@@ -155,10 +236,14 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
     rows = list[tuple[str, ...]]()
     for name, run in runs.items():
         mixed = "\n".join(
-            f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
+            f"{pool} {n / run.tokens:.0%} {scaled(n)} ({'?' if passes is None else f'{passes:.2f}'})"
             for pool, (n, passes) in run.pools.items()
         )
-        size = (f"{run.steps:,}", f"{run.tokens / 1e9:.1f}B", mixed, run.layout, f"{run.memory_gib:.1f}")
-        costs = (f"{run.step_seconds:.2f}", f"{run.disk_bytes / 1e12:.2f}", f"{run.gpu_hours:,.0f}")
+        size = (f"{run.steps:,}", scaled(run.tokens), mixed, run.layout, f"{run.memory_gib:.3g}")
+        costs = (scaled(run.step_seconds, "s"), scaled(run.disk_bytes, "B"), _hours(run.gpu_hours))
         rows.append((name, *size, *costs))
     return rows
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.3g}"

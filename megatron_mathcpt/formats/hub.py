@@ -56,8 +56,8 @@ def is_hub_id(model: str | Path) -> bool:
     return _ID.fullmatch(str(model)) is not None and not Path(model).exists()
 
 
-def local_folder(model: str | Path) -> Path:
-    """The folder of `model`, downloaded or found in the hub's cache if it is a hub id."""
+def local_folder(model: str | Path, files: Sequence[str] = _FILES) -> Path:
+    """The folder of `model`; of a hub id these `files` are downloaded, or found in the hub's cache."""
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -65,7 +65,7 @@ def local_folder(model: str | Path) -> Path:
     name, _, revision = str(model).partition("@")
     with hub_errors(f"{model}: no such folder here; as a hub id"):
         found = snapshot_download(
-            name, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_FOLDERS
+            name, revision=revision or None, allow_patterns=[*files], ignore_patterns=_FOLDERS
         )
     logger.info("%s: commit %s of the Hugging Face hub", name, Path(found).name)
     return Path(found)
