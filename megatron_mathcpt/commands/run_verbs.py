@@ -249,13 +249,7 @@ def dry_run(
     models that are only scored: parameters, and memory with the key-value cache of a batch.
     """
     from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
-    from megatron_mathcpt.experiment.dry_run import (
-        MODEL_HEADINGS,
-        RUN_HEADINGS,
-        plan_models,
-        plan_rows,
-        plan_runs,
-    )
+    from megatron_mathcpt.experiment import dry_run as plans
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
     files = [argument for argument in configs if argument not in overrides]
@@ -276,15 +270,16 @@ def dry_run(
         rows = [(stage.name, first_of(stage.needs, 5), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
         loaded = [(study.runs[stage.name], study) for stage in stages if stage.kind == "run"]
-        if served := plan_models(study, hardware):
-            print_table(MODEL_HEADINGS, served, f"{study.evaluation.batch_size} sequences, bf16, {hardware}")
+        if served := plans.plan_models(study, hardware):
+            title = f"{study.evaluation.batch_size} sequences, bf16, {hardware}"
+            print_table(plans.MODEL_HEADINGS, served, title)
     else:
         whole = {one: Path(one.rpartition(":")[0]) for one in files if not Path(one).exists()}
         found = {one: load_study(path, Asked(asked.scale)) for one, path in whole.items() if path.exists()}
         loaded = [(load_run(one, overrides, asked.scale), found.get(one)) for one in files]
     if gpus and loaded:
-        plans, lines = plan_runs(loaded, gpus, hardware)
-        print_table(RUN_HEADINGS, plan_rows(plans), f"{gpus} {hardware}", bare=True)
+        runs, lines = plans.plan_runs(loaded, gpus, hardware)
+        print_table(plans.RUN_HEADINGS, plans.plan_rows(runs), f"{gpus} {hardware}", bare=True)
         echo("\n".join(lines))
 
 

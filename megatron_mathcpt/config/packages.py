@@ -4,7 +4,6 @@ Looked for before anything starts, not after hours in a queue, or once all ranks
 """
 
 import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 
 from megatron_mathcpt.config.corpus import Corpus
@@ -25,19 +24,22 @@ def install(package: str) -> str:
     return f"run pip install 'megatron_mathcpt[{EXTRAS[package]}]'" if package in EXTRAS else ""
 
 
-def check_installed(needs: Mapping[str, str]) -> None:
-    """Raise `ConfigError` for the first of `needs`, a package by what asks for it, that is not installed."""
-    for what, package in needs.items():
-        if find_spec(package) is None:
+def check_installed(*needs: tuple[str, str, object]) -> None:
+    """Refuse what needs a package that is not installed: what asks for it, the package, whether it does."""
+    for what, package, is_asked in needs:
+        if is_asked and find_spec(package) is None:
             raise ConfigError(f"{what}: needs {package}, which is not installed; {install(package)}")
 
 
-def build_needs(config: Corpus) -> dict[str, str]:
-    """The optional packages that a build needs, by the setting that asks for each."""
-    needs = {"tokenizer.engine": "gigatoken"} if config.tokenizer.engine == "gigatoken" else {}
-    if any(one and one.languages for one in (config.filter, *(s.filter for s in config.sources.values()))):
-        needs["filter.languages"] = "py3langid"
-    for name, source in config.sources.items():
-        found = [package for sign, package in _PATHS.items() if re.match(sign, source.path)]
-        needs |= {f"sources.{name}.path": package for package in found[:1]}
-    return needs
+def check_build(config: Corpus) -> None:
+    """Refuse a build with settings that need a package which is not installed."""
+    filters = (config.filter, *(source.filter for source in config.sources.values()))
+    check_installed(
+        ("tokenizer.engine", "gigatoken", config.tokenizer.engine == "gigatoken"),
+        ("filter.languages", "py3langid", any(one and one.languages for one in filters)),
+        *(
+            (f"sources.{name}.path", package, re.match(pattern, source.path))
+            for name, source in config.sources.items()
+            for pattern, package in _PATHS.items()
+        ),
+    )

@@ -14,7 +14,7 @@ from megatron_mathcpt.checkpoint.convert import checkpoint_shape
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.packages import build_needs, check_installed
+from megatron_mathcpt.config.packages import check_build, check_installed
 from megatron_mathcpt.config.phases import phases_of, pool_tokens, run_steps
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.errors import ConfigError, MathCptError, first_of
@@ -22,18 +22,12 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.hub import local_folder
-from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
-from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, ids_of
+from megatron_mathcpt.formats.tokenizer_folder import ids_of
 from megatron_mathcpt.log import clock, scaled
+from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
-from megatron_mathcpt.planner.memory import (
-    USABLE,
-    answering_gib,
-    check_memory,
-    peak_checkpoint_bytes,
-    peak_memory,
-)
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
@@ -95,10 +89,9 @@ def plan_runs(
 def resolve_run(
     run: Resolved[ExperimentConfig], study: Study | None
 ) -> tuple[ExperimentConfig, dict[str, float], str]:
-    """The config with its model complete, the known tokens of pools, and where the shape is from.
+    """The config with its model complete, the known tokens of pools, and how both were found.
 
-    Raises what `resolve_inputs` does for data and weights that do not match, and `ConfigError` for a shape
-    that is not known yet.
+    Raises what `resolve_inputs` does for data and weights that do not match, or a shape is not known yet.
     """
     config, tokens = run.config, {**run.tokens, **tokens_built(run.config.data.corpora)}
     start, hf, shape, data = config.init.checkpoint, config.init.hf, config.model, read_folders(config)
@@ -109,8 +102,8 @@ def resolve_run(
     if trained and built == data and (hf is None or any(hf.glob("*.safetensors"))):
         inputs = resolve_inputs(config)
         packed = {config.data.sft.name: inputs.available["sft"]} if config.data.sft else {}
-        return inputs.config, tokens | packed, "training's own shape"
-    origin, stem = "the shape of its config", None
+        return inputs.config, tokens | packed, "as training resolves it"
+    origin, stem = "the shape of its config, until data and weights are there", None
     if study and start:  # of an average, the first of its runs
         name = str(study.inside(start.resolve()))
         stem = study.runs.get(study.averages[name].of[0] if name in study.averages else name)
@@ -124,16 +117,14 @@ def resolve_run(
         origin = f"the shape of {stem.config.name}'s config, as it is not trained yet"
     if shape is None:
         raise ConfigError(f"{config.name}: model: missing, and {start} is not there; give the model's shape")
-    sizes = [TokenizerCounts.model_validate(load_manifest(one, None).counts["tokenizer"]) for one in built]
-    known = [shape.vocab_size or 0, *(size.vocab_size for size in sizes)]
     builds = study.corpus if study else {}
     names = [str(study.inside(folder.resolve())) for folder in data] if study else []
-    for asked in (builds[name].config.tokenizer for name in names if name in builds):
-        path = Path(asked.path or "")
-        known.append(asked.vocab_size or (ids_of(path) if path.exists() else 0))
-    if not max(known):
+    asked = [builds[name].config.tokenizer for name in names if name in builds]
+    paths = [folder / "tokenizer" for folder in built] + [Path(one.path) for one in asked if one.path]
+    sizes = [shape.vocab_size, *(one.vocab_size for one in asked), *map(ids_of, filter(Path.exists, paths))]
+    if not any(sizes):
         raise ConfigError(f"{config.name}: model.vocab_size: not known; build the corpus, or give the size")
-    shape = shape.model_copy(update={"vocab_size": max(known)})
+    shape = shape.model_copy(update={"vocab_size": max(size or 0 for size in sizes)})
     return config.model_copy(update={"model": shape}), tokens, origin
 
 
@@ -156,28 +147,28 @@ def plan_run(config: ExperimentConfig, gpus: int, hardware: str, available: Mapp
     check_experiment(config, gpus)
     machine = load_machine(hardware)
     check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
-    seconds = memory = 0.0
+    seconds = gib = 0.0
     for phase in phases_of(config):
-        check_memory(phase.config, gpus, memory_gib=machine.hardware.memory_gib)
+        memory.check_memory(phase.config, gpus, memory_gib=machine.hardware.memory_gib)
         planned = PlannedRun(phase.config, gpus)
         seconds += phase.config.train.train_steps * step_time(planned, machine).total
-        memory = max(memory, peak_memory(planned).gib)
+        gib = max(gib, memory.peak_memory(planned).gib)
     steps, pools = run_steps(config), pool_tokens(config).items()
     return DryRun(
         steps=steps,
         tokens=phase.last_token,
         pools={name: (n, n / available[name] if name in available else None) for name, n in pools},
         layout=PlannedRun(config, gpus).name,
-        memory_gib=memory,
+        memory_gib=gib,
         step_seconds=seconds / steps,
         gpu_hours=seconds * gpus / 3600,
-        disk_bytes=peak_checkpoint_bytes(config),
+        disk_bytes=memory.peak_checkpoint_bytes(config),
     )
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
     """A row of `MODEL_HEADINGS` for each model to be scored; the last cell is "yes", or what is wrong."""
-    limit, rows = USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
+    limit, rows = memory.USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
     for name, row in study.models.items():
         asked, shape = study.evaluation.of(row), known_shapes().get(name)
         if row.hf and (row.hf / "config.json").is_file():
@@ -188,7 +179,7 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
         parameters = shape.num_parameters() if shape and shape.vocab_size else 1e9 * (row.size or 0)
         heads, tensor = shape.num_attention_heads if shape else 64, asked.tensor_model_parallel_size
         sizes, batch = (1, 2, 4, 8, 16, 32, 64), (asked.batch_size, asked.max_new_tokens)
-        found = {size: answering_gib(parameters, shape, size, *batch) for size in (*sizes, tensor)}
+        found = {size: memory.answering_gib(parameters, shape, size, *batch) for size in (*sizes, tensor)}
         fitting = (f"TP {size} fits" for size in sizes if found[size] <= limit and heads % size == 0)
         advice = next(fitting, "lower evaluation.batch_size")
         wrong = f"{limit:.1f} are usable" if found[tensor] > limit else ""
@@ -201,15 +192,18 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
 
 def check_stages(study: Study, stages: Iterable[Stage], *, gpu: bool) -> None:
     """Refuse stages to do that need a package which is not installed here; runs are on a `gpu` or not."""
-    kinds = {"evaluation": {"scores": "lm_eval", "answers": "math_verify"}, "mixture": {"the fit": "scipy"}}
-    kinds["evaluation"] |= {"backend": "vllm"} if study.evaluation.backend == "vllm" else {}
-    kinds["synthesis"] = {} if study.scripted else {"its client": "aiohttp"}
-    for stage in (stage for stage in stages if not stage.is_done()):
-        if stage.kind == "run":
-            check_packages(study.runs[stage.name].config, gpu=gpu)
-        built = build_needs(study.corpus[stage.name].config) if stage.kind == "corpus" else {}
-        needs = kinds.get(stage.kind, built).items()
-        check_installed({f"{stage.name}: {what}": package for what, package in needs})
+    backend = study.evaluation.backend
+    for name, kind in ((stage.name, stage.kind) for stage in stages if not stage.is_done()):
+        if kind == "run":
+            check_packages(study.runs[name].config, gpu=gpu)
+        elif kind == "corpus":
+            check_build(study.corpus[name].config)
+        check_installed(
+            *((name, package, kind == "evaluation") for package in ("lm_eval", "math_verify")),
+            (name, "vllm", kind == "evaluation" and backend == "vllm"),
+            (name, "aiohttp", kind == "synthesis" and not study.scripted),
+            (name, "scipy", kind == "mixture"),
+        )
 
 
 def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
@@ -246,4 +240,4 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.3g}"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.01 else "<0.01"

@@ -26,11 +26,7 @@ from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.corpus_folder import (
-    PoolCounts,
-    corpus_counts,
-    sft_counts,
-)
+from megatron_mathcpt.formats.corpus_folder import PoolCounts, corpus_counts, sft_counts
 from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
@@ -107,9 +103,10 @@ class Inputs:
         source = resumed or self.checkpoint or config.init.hf or f"seed {config.seed}"
         step, size = folders.step_of(resumed) if resumed else 0, self.shape.num_parameters()
         every = f"every {validation.interval:,} steps" if validation.interval else "at the end"
+        verb = "resumes at" if 0 < step < last.last_step else "at"
         disk = scaled(peak_checkpoint_bytes(config), "B")
         return [
-            f"{size:,} parameters from {source}, at step {step:,} of {last.last_step:,}",
+            f"{size:,} parameters from {source}, {verb} step {step:,} of {last.last_step:,}",
             f"{scaled(last.last_token)} tokens; checkpoints of up to {disk}",
             *self.mixtures,
             f"validation on {', '.join(validation.sets)} {every}" if validation.sets else "no validation",
@@ -173,13 +170,12 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
 
 def check_packages(config: ExperimentConfig, *, gpu: bool) -> None:
     """Refuse a run, on a `gpu` or not, that needs a package which is not installed."""
-    asked = {
-        **{"training": ("megatron", True), "the model": ("torch", True), "weights": ("safetensors", True)},
-        "logging.wandb_project": ("wandb", config.logging.wandb_project),
-        "logging.tensorboard": ("tensorboard", config.logging.tensorboard),
-        "precision.fp8": ("transformer_engine", gpu and config.precision.fp8),
-    }
-    check_installed({what: package for what, (package, wanted) in asked.items() if wanted})
+    check_installed(
+        *(("training", package, True) for package in ("torch", "megatron", "safetensors")),
+        ("logging.wandb_project", "wandb", config.logging.wandb_project),
+        ("logging.tensorboard", "tensorboard", config.logging.tensorboard),
+        ("precision.fp8", "transformer_engine", gpu and config.precision.fp8),
+    )
     # Whether it fits Megatron-Core, components.py sees.
     if config.optimizer.name == "muon" and find_spec("emerging_optimizers") is None:
         raise ConfigError(NO_MUON)
