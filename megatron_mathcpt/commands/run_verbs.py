@@ -274,9 +274,11 @@ def dry_run(
             title = f"{study.evaluation.batch_size} sequences, bf16, {hardware}"
             print_table(plans.MODEL_HEADINGS, served, title)
     else:
-        whole = {one: Path(one.rpartition(":")[0]) for one in files if not Path(one).exists()}
-        found = {one: load_study(path, Asked(asked.scale)) for one, path in whole.items() if path.exists()}
-        loaded = [(load_run(one, overrides, asked.scale), found.get(one)) for one in files]
+        loaded = []
+        for one in files:
+            run, path = load_run(one, overrides, asked.scale), Path(one.rpartition(":")[0])
+            knows = (run.config.model and run.config.model.vocab_size) or Path(one).exists()
+            loaded.append((run, None if knows else load_study(path, Asked(asked.scale))))
     if gpus and loaded:
         runs, lines = plans.plan_runs(loaded, gpus, hardware)
         print_table(plans.RUN_HEADINGS, plans.plan_rows(runs), f"{gpus} {hardware}", bare=True)

@@ -22,7 +22,7 @@ from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.hub import local_folder
-from megatron_mathcpt.formats.manifest import FILE_NAME
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
 from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
 from megatron_mathcpt.formats.tokenizer_folder import ids_of
 from megatron_mathcpt.log import clock, scaled
@@ -120,8 +120,9 @@ def resolve_run(
     builds = study.corpus if study else {}
     names = [str(study.inside(folder.resolve())) for folder in data] if study else []
     asked = [builds[name].config.tokenizer for name in names if name in builds]
-    paths = [folder / "tokenizer" for folder in built] + [Path(one.path) for one in asked if one.path]
-    sizes = [shape.vocab_size, *(one.vocab_size for one in asked), *map(ids_of, filter(Path.exists, paths))]
+    sizes = [shape.vocab_size, *(one.vocab_size for one in asked)]
+    sizes += [load_manifest(folder, None).counts["tokenizer"]["vocab_size"] for folder in built]
+    sizes += [ids_of(Path(one.path)) for one in asked if one.path and Path(one.path).exists()]
     if not any(sizes):
         raise ConfigError(f"{config.name}: model.vocab_size: not known; build the corpus, or give the size")
     shape = shape.model_copy(update={"vocab_size": max(size or 0 for size in sizes)})
@@ -229,8 +230,9 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
     """A row of `RUN_HEADINGS` for each run."""
     rows = list[tuple[str, ...]]()
     for name, run in runs.items():
+        whole = sum(n for n, _ in run.pools.values())  # of which the last step may see more
         mixed = "\n".join(
-            f"{pool} {n / run.tokens:.0%} {scaled(n)} ({'?' if passes is None else f'{passes:.2f}'})"
+            f"{pool} {n / whole:.0%} {scaled(n)} ({'?' if passes is None else f'{passes:.2f}'})"
             for pool, (n, passes) in run.pools.items()
         )
         size = (f"{run.steps:,}", scaled(run.tokens), mixed, run.layout, f"{run.memory_gib:.3g}")
