@@ -35,6 +35,7 @@ from megatron_mathcpt.train.inputs import check_packages, read_folders, resolve_
 
 RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
 RUN_HEADINGS += ("GiB", "step", "disk", "GPU-hours")
+Run = Resolved[ExperimentConfig]
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -57,7 +58,7 @@ class DryRun:
 
 
 def plan_runs(
-    runs: Iterable[tuple[Resolved[ExperimentConfig], Study | None]], gpus: int, hardware: str
+    runs: Iterable[tuple[Run, Study | None]], gpus: int, hardware: str
 ) -> tuple[dict[str, DryRun], list[str]]:
     """The plan of each run (with its study, if it is of one), and lines on their shapes and costs in all.
 
@@ -86,9 +87,7 @@ def plan_runs(
     ]
 
 
-def resolve_run(
-    run: Resolved[ExperimentConfig], study: Study | None
-) -> tuple[ExperimentConfig, dict[str, float], str]:
+def resolve_run(run: Run, study: Study | None) -> tuple[ExperimentConfig, dict[str, float], str]:
     """The config with its model complete, the known tokens of pools, and how both were found.
 
     Raises what `resolve_inputs` does for data and weights that do not match, or a shape is not known yet.

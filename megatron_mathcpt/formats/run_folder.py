@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationError
 
 from megatron_mathcpt.errors import CheckpointError, DataError, ManifestError, first_error
+from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_rows, sync_folder, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, store_manifest
 from megatron_mathcpt.records import JsonObject
@@ -178,11 +179,12 @@ def logged_run(model: Path) -> tuple[Path, JsonObject, int] | None:
     write to its W&B run.
     """
     run = model.parent if model.name == "hf" else run_of(model) or model
-    config = load_manifest(run, None).config if (run / FILE_NAME).is_file() else {}
-    if not config.get("logging", {}).get("wandb_project") or checkpoint_paths(run) == []:
-        return None
-    weights = chosen_checkpoint(run) if model == run else model
-    return run, config, checkpoint_counts(load_manifest(weights, None)).step
+    with suppress(ManifestError, CheckpointError):  # a model of others, or not a whole run
+        found = manifests.read_manifest(run / FILE_NAME)
+        if found.kind == RUN and found.config.get("logging", {}).get("wandb_project"):
+            weights = chosen_checkpoint(run) if model == run else model
+            return run, found.config, checkpoint_counts(manifests.read_manifest(weights / FILE_NAME)).step
+    return None
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
