@@ -115,3 +115,12 @@ def last_lines(path: Path, count: int = 15, width: int = 300) -> list[str]:
         text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", file.read().decode("utf-8", "replace"))
     plain = ("".join(filter(str.isprintable, line.expandtabs())) for line in re.split(r"[\r\n]", text))
     return [line[:width].rstrip() for line in plain if line.strip()][-count:]
+
+
+def scaled(number: float, unit: str = "") -> str:
+    """Format a count as 80.39B, or with a unit as 12.3 ms or 5.12 GB: four digits at most."""
+    number = float(f"{number:.4g}")  # first, so that 999,990 is 1M
+    least = -2 if unit else 0
+    power = min(4, max(least, math.floor(math.log10(abs(number)) / 3))) if number else 0
+    sign = ("µ", "m", "", "k", "M", "G" if unit else "B", "T")[power + 2]
+    return f"{number / 1000**power:.4g}{' ' if unit else ''}{sign}{unit}"

@@ -46,17 +46,6 @@ TABLES = {
     "contamination",
 }
 TABLES |= {"compare", "report", "status", "record", "step", "dry-run", "run", "submit"}
-# Packages by the extra in setup.py that installs them; sympy's documentation is text of the quickstart.
-EXTRAS = {
-    "train": ("torch", "megatron", "transformers", "safetensors", "sympy"),
-    "eval": ("lm_eval", "math_verify"),
-    "synthesis": ("aiohttp",),
-    "tables": ("pyarrow",),
-    "language": ("py3langid",),
-    "fast": ("gigatoken",),
-    "ray": ("ray",),
-    "search": ("scipy",),
-}
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -208,12 +197,12 @@ def _run(words: list[str]) -> None:
     except typer.Abort:  # Ctrl-C
         sys.exit(130)
     except ModuleNotFoundError as error:
+        from megatron_mathcpt.config.packages import install
+
         package = (error.name or "").split(".")[0]
-        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        if extra is None or find_spec(package):
+        if not (remedy := install(package)) or find_spec(package):
             raise
-        install = f"pip install 'megatron_mathcpt[{extra}]'"
-        raise ConfigError(f"{package}: not installed; run {install}") from error
+        raise ConfigError(f"{package}: not installed; {remedy}") from error
     except _UsageError as error:  # without any word it says the help
         if (said := str(error.format_message())).startswith("Usage: "):
             sys.stderr.write(f"{said}\n")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Argument, Option, echo
@@ -17,7 +18,8 @@ from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
     from megatron_mathcpt.checkpoint.convert import Converted
-    from megatron_mathcpt.config.resolved_study import Study
+    from megatron_mathcpt.config.experiment import ExperimentConfig
+    from megatron_mathcpt.config.resolved_study import Resolved, Study
     from megatron_mathcpt.experiment.stages import Stage
 
 Config = Annotated[str, Argument(metavar="CONFIG", help="YAML of a run or study, STUDY.yaml:RUN, quickstart")]
@@ -246,14 +248,8 @@ def dry_run(
     For a study also the stages in order, what each needs, and whether it is done; costs only with --gpus. Of
     models that are only scored: parameters, and memory with the key-value cache of a batch.
     """
-    from megatron_mathcpt.config.resolved_study import load_run
-    from megatron_mathcpt.experiment.dry_run import (
-        MODEL_HEADINGS,
-        RUN_HEADINGS,
-        plan_models,
-        plan_rows,
-        plan_run,
-    )
+    from megatron_mathcpt.config.resolved_study import Asked, load_run, load_study
+    from megatron_mathcpt.experiment import dry_run as plans
 
     overrides = [argument for argument in configs if "=" in argument and not Path(argument).exists()]
     files = [argument for argument in configs if argument not in overrides]
@@ -266,30 +262,27 @@ def dry_run(
         raise ConfigError(f"--out {out}: takes effect in a study, and {files[0]} is one run")
     if not gpus and (study is None or (overrides and study.runs)):
         raise ConfigError(f"{[*overrides, *files][0]}: give the GPUs of a run with --gpus")
+    loaded: list[tuple[Resolved[ExperimentConfig], Study | None]]
     if study is not None:
         if not study.runs and not asked.benchmarks:  # what models need does not depend on them
             asked = replace(asked, benchmarks=Path("benchmarks"))
         stages = asked.stages(study, gpus)
         rows = [(stage.name, first_of(stage.needs, 5), _state(stage)) for stage in stages]
         print_table(("stage", "needs", "state"), rows, f"{files[0]} in {study.out}")
-        # A run without `model` has the shape of its starting weights, which may not exist yet.
-        trained = [study.runs[stage.name] for stage in stages if stage.kind == "run"]
-        loaded = [run for run in trained if run.config.model and run.config.model.vocab_size]
-        if served := plan_models(study, hardware):
-            print_table(MODEL_HEADINGS, served, f"{study.evaluation.batch_size} sequences, bf16, {hardware}")
+        loaded = [(study.runs[stage.name], study) for stage in stages if stage.kind == "run"]
+        if served := plans.plan_models(study, hardware):
+            title = f"{study.evaluation.batch_size} sequences, bf16, {hardware}"
+            print_table(plans.MODEL_HEADINGS, served, title)
     else:
-        loaded = [load_run(address, overrides, asked.scale) for address in files]
-    if gpus and (study is None or study.runs):
-        runs = {run.config.name: plan_run(run.config, gpus, hardware, run.tokens) for run in loaded}
-        print_table(RUN_HEADINGS, plan_rows(runs), f"{gpus} {hardware}", bare=True)
-        if study is not None and len(loaded) < len(trained):
-            echo(f"{len(trained) - len(loaded)} runs are not planned: their starting weights have the shape")
-        hours = sum(run.gpu_hours for run in runs.values())
-        disk = sum(run.disk_bytes for run in runs.values())
-        echo(
-            f"{hours:,.0f} GPU-hours of training on {hardware}, as the planner predicts: "
-            f"{hours / gpus / 24:,.1f} days on {gpus}; checkpoints of up to {disk / 1e12:,.1f} TB"
-        )
+        loaded = []
+        for one in files:
+            run, path = load_run(one, overrides, asked.scale), Path(one.rpartition(":")[0])
+            knows = (run.config.model and run.config.model.vocab_size) or Path(one).exists()
+            loaded.append((run, None if knows else load_study(path, Asked(asked.scale))))
+    if gpus and loaded:
+        runs, lines = plans.plan_runs(loaded, gpus, hardware)
+        print_table(plans.RUN_HEADINGS, plans.plan_rows(runs), f"{gpus} {hardware}", bare=True)
+        echo("\n".join(lines))
 
 
 def _state(stage: "Stage") -> str:
@@ -319,11 +312,13 @@ def run(
 
 def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardware: str = "h100") -> None:
     """Run the stages of a study that are not done, then print its report; exits if a stage fails."""
-    from megatron_mathcpt.experiment.dry_run import check_scored
+    from megatron_mathcpt.experiment.dry_run import check_scored, check_stages
     from megatron_mathcpt.experiment.local import run_stages
+    from megatron_mathcpt.train.process import expects_gpu
 
     stages = asked.stages(study, processes or 2)
     check_scored(study, hardware, asked.benchmarks)
+    check_stages(study, stages, gpu=expects_gpu())
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outcomes = run_stages(stages, study.out)
@@ -348,19 +343,25 @@ def submit(
     *,
     out: Out = None,
     cluster: Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")],
-    site: Annotated[list[str] | None, Option("--set", help="override the cluster file: nodes=4")] = None,
+    site: Annotated[list[str] | None, Option("--set", help="older form of cluster.FIELD=value")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
     allow_dirty: Annotated[bool, Option("--allow-dirty", help="copy uncommitted changes too")] = False,
     hardware: Hardware = "h100",
     asked: StudyOptions,
 ) -> None:
-    """Submit one run, or the stages of a study, to Slurm."""
+    """Submit one run, or the stages of a study, to Slurm; `cluster.nodes=4` overrides the cluster file."""
     from megatron_mathcpt.config.resolved_study import load_run
     from megatron_mathcpt.experiment import submit as slurm
-    from megatron_mathcpt.experiment.dry_run import check_scored
+    from megatron_mathcpt.experiment.dry_run import check_scored, check_stages
+    from megatron_mathcpt.train.inputs import check_packages, resolve_inputs
 
-    place = slurm.load_cluster(cluster, site or ())
-    study = asked.study(config, overrides or (), out)
+    given = overrides or []
+    theirs = [text.removeprefix("cluster.") for text in given if text.startswith("cluster.")]
+    overrides = [text for text in given if not text.startswith("cluster.")]
+    place = slurm.load_cluster(cluster, [*(site or ()), *theirs])
+    # Whether jobs have this environment, so that a package missing here is missing there.
+    is_here = not (place.container or place.setup_script) and which(place.python) == sys.executable
+    study = asked.study(config, overrides, out)
     if study is not None:
         stages = asked.stages(study, place.world_size)
         if dry_run:
@@ -368,17 +369,19 @@ def submit(
             echo("\n".join(slurm.render(job, place) for job in jobs))
             return
         check_scored(study, hardware, asked.benchmarks)
+        if is_here:
+            check_stages(study, stages, gpu=True)
         done = slurm.submit_stages(stages, place, study.out, allow_dirty=allow_dirty)
         rows = [(name, state, str(job_id or "")) for name, (state, job_id) in done.items()]
         print_table(("stage", "state", "job"), rows, f"{config} on {place.name}")
         return
-    settings = load_run(config, overrides or (), asked.scale).config
+    settings = load_run(config, overrides, asked.scale).config
     job = slurm.run_job(settings, place, _run_folder(config, out).resolve())
     if dry_run:
         echo(slurm.render(job, place), nl=False)
         return
-    from megatron_mathcpt.train.inputs import resolve_inputs
-
+    if is_here:
+        check_packages(settings, gpu=True)
     resolve_inputs(settings)  # so that a missing corpus or checkpoint is an error now, not after the queue
     job_id = slurm.submit_run(settings, job, place, allow_dirty=allow_dirty)
     echo(f"job {job_id}: {job.folder}")

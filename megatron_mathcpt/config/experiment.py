@@ -328,7 +328,8 @@ class LoggingSection(Section):
     """Metrics and progress every `interval` steps, and where they are written in addition to `metrics.jsonl`.
 
     `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak is the denominator of MFU.
-    `wandb_project` needs the extra `wandb`. `loss_by_source` adds each pool's training loss. `profile_step`
+    `wandb_project` needs the extra `wandb`; evaluations of the finished run add their scores to its W&B run.
+    `loss_by_source` adds each pool's training loss. `profile_step`
     writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the CUDA allocator's history
     of it (for pytorch.org/memory_viz), both to `.profile` in the run folder.
     """

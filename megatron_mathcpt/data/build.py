@@ -6,7 +6,6 @@ is simply run again, and an interrupted build resumes with the missing tasks and
 any number of workers. Tasks are run by datatrove's executors: one process, several, Ray, or Slurm arrays.
 """
 
-import importlib.util
 import os
 import secrets
 import shlex
@@ -27,6 +26,7 @@ from datatrove.utils.logging import logger as datatrove_logger
 
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
+from megatron_mathcpt.config.packages import check_build, check_installed
 from megatron_mathcpt.data.duplicates import decide
 from megatron_mathcpt.data.prepare import (
     DONE,
@@ -140,6 +140,7 @@ def _locked_build(build: Build) -> Iterator[None]:
             record.unlink()
         if not _is_built(build):
             check_tokenizer(build.config.tokenizer)
+            check_build(build.config)
             discard_stale_work(build)
         yield
 
@@ -307,8 +308,7 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
 
 def run_on_ray(stage: StageTasks, out: Path, workers: int) -> None:
     """Run `stage` on the Ray cluster of `RAY_ADDRESS` or a new one, `workers` tasks at once (-1: all)."""
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError("--ray: Ray is not installed; pip install 'megatron_mathcpt[ray]'")
+    check_installed(("--ray", "ray", True))
     parts = _executor_arguments(stage, out, threads=1)
     executor = RayPipelineExecutor(**parts, workers=workers, cpus_per_task=1, mem_per_cpu_gb=_RAY_MEMORY_GB)
     executor.run()

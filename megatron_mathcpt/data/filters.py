@@ -19,7 +19,6 @@ import numpy as np
 from megatron_mathcpt.config.corpus import Filter, Languages, Quality, Repetition
 from megatron_mathcpt.data import words as cut
 from megatron_mathcpt.data.words import Hashes, Indices, Words, batches, count_words, jit, split_words
-from megatron_mathcpt.errors import DataError
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -235,8 +234,6 @@ def language_drop(text: str, rules: Languages) -> Drop | None:
 
 @lru_cache(maxsize=1)
 def _identifier() -> "LanguageIdentifier":
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError as error:
-        raise DataError("filter.languages: py3langid is missing; install the extra 'language'") from error
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # `check_build` has looked for it
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

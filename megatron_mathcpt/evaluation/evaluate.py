@@ -5,19 +5,23 @@ import math
 import os
 from collections import Counter
 from contextlib import nullcontext
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
+from megatron_mathcpt.config.packages import install
 from megatron_mathcpt.device import joined_world
-from megatron_mathcpt.errors import EvaluationError
+from megatron_mathcpt.errors import EvaluationError, one_line
 from megatron_mathcpt.evaluation.backends import describe_tokenizer, fingerprint, load, model_name, resolve
 from megatron_mathcpt.evaluation.tasks import aggregates, prompts, summarize
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.benchmark import ItemFile, load_items, spread
 from megatron_mathcpt.formats.evaluation_folder import LIKELIHOODS, RESPONSES, Results, Sample
+from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, load_manifest, verify_part
 from megatron_mathcpt.formats.output_folder import locked_folder
+from megatron_mathcpt.formats.run_folder import WANDB, logged_run, wandb_run
 from megatron_mathcpt.log import clock, get_logger, is_first_process, reporting
 from megatron_mathcpt.records import JsonObject
 
@@ -35,7 +39,10 @@ def evaluate(
     assert set(config.tasks) == set(files)  # `plan` makes both
     os.environ.update(joined_world(os.environ) or {})
     model = str(model)
-    config = resolve(model, config)
+    config, board = resolve(model, config), logged_run(Path(model)) if is_first_process() else None
+    if board and find_spec("wandb") is None:
+        logger.warning("%s: W&B will not get its scores, as it is not installed; %s", model, install("wandb"))
+        board = None
     sets = {name: load_items(files[name]) for name in config.tasks}
     identity = fingerprint(model, config)
     inputs = {"model": identity, **{f"task:{name}": found.sha256 for name, found in sets.items()}}
@@ -43,7 +50,8 @@ def evaluate(
     if is_complete(out, evaluation_folder.KIND, inputs=inputs, config=recorded):
         verify_part(out, load_manifest(out, evaluation_folder.KIND))
         logger.info("%s: already complete", out)
-        return evaluation_folder.load_results(out).as_json()
+        _log_scores(board, results := evaluation_folder.load_results(out), out)
+        return results.as_json()
     written = [RESPONSES, LIKELIHOODS]
     with locked_folder(out, evaluation_folder.KIND, written) if is_first_process() else nullcontext():
         samples, cuts = _generate_samples(model, identity, sets, config, out, verify)
@@ -59,7 +67,25 @@ def evaluate(
         )
         if is_first_process():
             evaluation_folder.write_evaluation(out, results, samples, inputs=inputs, config=recorded)
+            _log_scores(board, results, out)
     return results.as_json()
+
+
+def _log_scores(board: tuple[Path, JsonObject, int] | None, results: Results, out: Path) -> None:
+    """Add the scores to the W&B run of the trained run, once; a fault of W&B is only logged."""
+    if board is None or (done := out / WANDB / "logged").is_file():
+        return
+    import wandb
+
+    run, config, step = board
+    try:
+        with wandb.init(resume="must", **wandb_run(config, run, out)) as logged:
+            # Steps of their own: W&B drops what is before its newest, and training has logged its last.
+            logged.define_metric("evaluation/*", step_metric="evaluation/step")
+            logged.log({"evaluation/step": step, **results.scalars()})
+        write_atomically(done, b"")
+    except (wandb.Error, OSError) as error:
+        logger.warning("%s: its scores are not in W&B (%s); evaluate again", out, one_line(str(error)))
 
 
 def _generate_samples(

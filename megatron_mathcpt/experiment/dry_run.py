@@ -1,37 +1,41 @@
 """What a run will read, need and cost, predicted on any machine and before a GPU is allocated.
 
-Token counts come from the corpus folder if it is built, else from `tokens` of the study's builds. Of models
-that are only scored, the memory with which they answer.
+A run is resolved as training does it where its data and weights are there. Before that its shape is that of
+its config, of the Hugging Face folder, or of the run of the study that it starts from, and tokens are those
+that the study expects. Of models that are only scored, the memory with which they answer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_mathcpt.checkpoint.convert import checkpoint_shape
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.packages import check_build, check_installed
 from megatron_mathcpt.config.phases import phases_of, pool_tokens, run_steps
-from megatron_mathcpt.config.resolved_study import Study
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.config.resolved_study import Resolved, Study
+from megatron_mathcpt.errors import ConfigError, MathCptError, first_of
+from megatron_mathcpt.experiment.stages import Stage
 from megatron_mathcpt.formats.benchmark import choose_sets, examples_for, load_items
 from megatron_mathcpt.formats.corpus_folder import tokens_built
-from megatron_mathcpt.log import Cell, figure
+from megatron_mathcpt.formats.hub import local_folder
+from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest
+from megatron_mathcpt.formats.run_folder import checkpoint_manifest, checkpoint_paths, chosen_checkpoint
+from megatron_mathcpt.formats.tokenizer_folder import ids_of
+from megatron_mathcpt.log import Cell, clock, figure, scaled
+from megatron_mathcpt.planner import memory
 from megatron_mathcpt.planner.machine import check_recipe, load_hardware, load_machine
-from megatron_mathcpt.planner.memory import (
-    USABLE,
-    answering_gib,
-    check_memory,
-    peak_checkpoint_bytes,
-    peak_memory,
-)
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
+from megatron_mathcpt.train.inputs import check_packages, read_folders, resolve_inputs
 
 RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
-RUN_HEADINGS += ("GiB", "s/step", "disk TB", "GPU-hours")
+RUN_HEADINGS += ("GiB", "step", "disk", "GPU-hours")
+Run = Resolved[ExperimentConfig]
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
 
@@ -40,12 +44,12 @@ class DryRun:
     """One run: optimizer steps, training tokens, the planner's prediction for its layout, over all phases.
 
     `pools` maps each pool to the tokens drawn from it, and to how many passes over its training split these
-    are. `disk_bytes` is what its checkpoints take at most.
+    are, None if its size is not known. `disk_bytes` is what its checkpoints take at most.
     """
 
     steps: int
     tokens: int
-    pools: Mapping[str, tuple[float, float]]
+    pools: Mapping[str, tuple[float, float | None]]
     layout: str
     memory_gib: float
     step_seconds: float
@@ -53,64 +57,118 @@ class DryRun:
     disk_bytes: int
 
 
-def plan_run(config: ExperimentConfig, gpus: int, hardware: str, expected: Mapping[str, float]) -> DryRun:
-    """Plan `config` on `gpus` GPUs of type `hardware`.
+def plan_runs(
+    runs: Iterable[tuple[Run, Study | None]], gpus: int, hardware: str
+) -> tuple[dict[str, DryRun], list[str]]:
+    """The plan of each run (with its study, if it is of one), and lines on their shapes and costs in all.
 
-    Raises `ConfigError` if the sections contradict each other or the GPUs, if the run does not fit in the
-    GPU's memory, or if the tokens of a pool are not known. Needs `model` in the config.
+    A run whose shape is not known is left out, and a line says so; an error if that leaves none.
     """
-    if config.model is None or config.model.vocab_size is None:
-        raise ConfigError(
-            f"{config.name}: model: missing, as its starting weights decide it; give it to plan the run"
-        )
-    # The folder of packed samples of an SFT run is named after its pool.
-    pools = [config.data.sft.name] if config.data.sft else config.pools
-    available = _tokens_of(pools, config.data.corpora, expected)
+    plans, origins, unknown = dict[str, DryRun](), dict[str, list[str]](), dict[str, MathCptError]()
+    for run, study in runs:
+        name = run.config.name
+        try:
+            config, tokens, origin = resolve_run(run, study)
+        except MathCptError as error:
+            unknown[name] = error
+            continue
+        plans[name] = plan_run(config, gpus, hardware, tokens)
+        origins.setdefault(origin, []).append(name)
+    if unknown and not plans:
+        raise next(iter(unknown.values()))
+    hours = sum(plan.gpu_hours for plan in plans.values())
+    disk, days = sum(plan.disk_bytes for plan in plans.values()), hours / gpus / 24
+    return plans, [
+        *(f"{first_of(names)}: {origin}" for origin, names in origins.items()),
+        *(f"{name}: not planned ({error})" for name, error in unknown.items()),
+        f"{_hours(hours)} GPU-hours of training on {hardware}, as the planner predicts: "
+        f"{f'{days:,.1f} days' if days >= 1 else clock(86400 * days)} on {gpus}; "
+        f"checkpoints of up to {scaled(disk, 'B')}",
+    ]
+
+
+def resolve_run(run: Run, study: Study | None) -> tuple[ExperimentConfig, dict[str, float], str]:
+    """The config with its model complete, the known tokens of pools, and how both were found.
+
+    Raises what `resolve_inputs` does for data and weights that do not match, or a shape is not known yet.
+    """
+    config, tokens = run.config, {**run.tokens, **tokens_built(run.config.data.corpora)}
+    start, hf, shape, data = config.init.checkpoint, config.init.hf, config.model, read_folders(config)
+    if hf and (shape is None or hf.exists()):
+        hf = local_folder(hf, ["config.json"])
+    trained = start is None or bool(checkpoint_paths(start)) or (start / FILE_NAME).is_file()
+    built = [folder for folder in data if (folder / FILE_NAME).is_file()]
+    if trained and built == data and (hf is None or any(hf.glob("*.safetensors"))):
+        inputs = resolve_inputs(config)
+        packed = {config.data.sft.name: inputs.available["sft"]} if config.data.sft else {}
+        return inputs.config, tokens | packed, "as training resolves it"
+    origin, stem = "the shape of its config, until data and weights are there", None
+    if study and start:  # of an average, the first of its runs
+        name = str(study.inside(start.resolve()))
+        stem = study.runs.get(study.averages[name].of[0] if name in study.averages else name)
+    if shape is None and hf is not None:
+        shape, origin = read_hf_shape(hf), f"the shape of {config.init.hf}"
+    elif shape is None and start and trained:
+        shape, origin = checkpoint_shape(checkpoint_manifest(chosen_checkpoint(start))), f"that of {start}"
+    elif shape is None and stem:
+        before, _, _ = resolve_run(stem, study)
+        shape = (phases_of(before)[-1].config if before.phases else before).model
+        origin = f"the shape of {stem.config.name}'s config, as it is not trained yet"
+    if shape is None:
+        raise ConfigError(f"{config.name}: model: missing, and {start} is not there; give the model's shape")
+    builds = study.corpus if study else {}
+    names = [str(study.inside(folder.resolve())) for folder in data] if study else []
+    asked = [builds[name].config.tokenizer for name in names if name in builds]
+    sizes = [shape.vocab_size, *(one.vocab_size for one in asked)]
+    sizes += [load_manifest(folder, None).counts["tokenizer"]["vocab_size"] for folder in built]
+    sizes += [ids_of(Path(one.path)) for one in asked if one.path and Path(one.path).exists()]
+    if not any(sizes):
+        raise ConfigError(f"{config.name}: model.vocab_size: not known; build the corpus, or give the size")
+    shape = shape.model_copy(update={"vocab_size": max(size or 0 for size in sizes)})
+    return config.model_copy(update={"model": shape}), tokens, origin
+
+
+def plan_run(config: ExperimentConfig, gpus: int, hardware: str, available: Mapping[str, float]) -> DryRun:
+    """Plan a complete `config` on `gpus` GPUs of type `hardware`; `available` are the known tokens of pools.
+
+    Raises `ConfigError` if the sections contradict each other or the GPUs, or if the run does not fit in the
+    GPU's memory.
+    """
     check_passes(config, available)
-    if config.train.train_epochs is not None:
-        seen = {
-            "train_tokens": round(config.train.train_epochs * sum(available.values())),
-            "train_epochs": None,
-        }
+    if config.train.train_epochs is not None and config.data.sft is not None:
+        pool = config.data.sft.name  # the folder of packed samples is named after its pool
+        if pool not in available:
+            raise ConfigError(
+                f"{config.name}: the number of tokens of pool '{pool}' is not known; build its corpus, "
+                "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
+            )
+        seen = {"train_tokens": round(config.train.train_epochs * available[pool]), "train_epochs": None}
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
     machine = load_machine(hardware)
     check_recipe(config.precision.fp8_recipe, machine.hardware.capability)
-    seconds = memory = 0.0
+    seconds = gib = 0.0
     for phase in phases_of(config):
-        check_memory(phase.config, gpus, memory_gib=machine.hardware.memory_gib)
+        memory.check_memory(phase.config, gpus, memory_gib=machine.hardware.memory_gib)
         planned = PlannedRun(phase.config, gpus)
         seconds += phase.config.train.train_steps * step_time(planned, machine).total
-        memory = max(memory, peak_memory(planned).gib)
-    steps = run_steps(config)
+        gib = max(gib, memory.peak_memory(planned).gib)
+    steps, pools = run_steps(config), pool_tokens(config).items()
     return DryRun(
         steps=steps,
         tokens=phase.last_token,
-        pools={pool: (tokens, tokens / available[pool]) for pool, tokens in pool_tokens(config).items()},
+        pools={name: (n, n / available[name] if name in available else None) for name, n in pools},
         layout=PlannedRun(config, gpus).name,
-        memory_gib=memory,
+        memory_gib=gib,
         step_seconds=seconds / steps,
         gpu_hours=seconds * gpus / 3600,
-        disk_bytes=peak_checkpoint_bytes(config),
+        disk_bytes=memory.peak_checkpoint_bytes(config),
     )
-
-
-def _tokens_of(
-    pools: Iterable[str], corpora: Sequence[Path], expected: Mapping[str, float]
-) -> dict[str, float]:
-    """Training tokens of each pool: from the corpora that are built, else as expected."""
-    known = {**expected, **tokens_built(corpora)}
-    if missing := [pool for pool in pools if pool not in known]:
-        raise ConfigError(
-            f"data: the number of tokens of pool '{missing[0]}' is not known; build its corpus, "
-            "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
-        )
-    return {pool: known[pool] for pool in pools}
 
 
 def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
     """A row of `MODEL_HEADINGS` for each model to be scored; the last cell is "yes", or what is wrong."""
-    limit, rows = USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
+    limit, rows = memory.USABLE * load_hardware(hardware).memory_gib, list[tuple[str | float, ...]]()
     for name, row in study.models.items():
         asked, shape = study.evaluation.of(row), known_shapes().get(name)
         if row.hf and (row.hf / "config.json").is_file():
@@ -121,7 +179,7 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
         parameters = shape.num_parameters() if shape and shape.vocab_size else 1e9 * (row.size or 0)
         heads, tensor = shape.num_attention_heads if shape else 64, asked.tensor_model_parallel_size
         sizes, batch = (1, 2, 4, 8, 16, 32, 64), (asked.batch_size, asked.max_new_tokens)
-        found = {size: answering_gib(parameters, shape, size, *batch) for size in (*sizes, tensor)}
+        found = {size: memory.answering_gib(parameters, shape, size, *batch) for size in (*sizes, tensor)}
         fitting = (f"TP {size} fits" for size in sizes if found[size] <= limit and heads % size == 0)
         advice = next(fitting, "lower evaluation.batch_size")
         wrong = f"{limit:.1f} are usable" if found[tensor] > limit else ""
@@ -131,6 +189,22 @@ def plan_models(study: Study, hardware: str) -> list[tuple[str | float, ...]]:
         known = "yes" if shape else "yes, without cache" if parameters else "not known; give size or shape"
         rows.append((name, *size, f"no: {wrong}; {advice}" if wrong else known))
     return rows
+
+
+def check_stages(study: Study, stages: Iterable[Stage], *, gpu: bool) -> None:
+    """Refuse stages to do that need a package which is not installed here; runs are on a `gpu` or not."""
+    backend = study.evaluation.backend
+    for name, kind in ((stage.name, stage.kind) for stage in stages if not stage.is_done()):
+        if kind == "run":
+            check_packages(study.runs[name].config, gpu=gpu)
+        elif kind == "corpus":
+            check_build(study.corpus[name].config)
+        check_installed(
+            *((name, package, kind == "evaluation") for package in ("lm_eval", "math_verify")),
+            (name, "vllm", kind == "evaluation" and backend == "vllm"),
+            (name, "aiohttp", kind == "synthesis" and not study.scripted),
+            (name, "scipy", kind == "mixture"),
+        )
 
 
 def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
@@ -156,12 +230,21 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
     """A row of `RUN_HEADINGS` for each run."""
     rows = list[tuple[str, ...]]()
     for name, run in runs.items():
+        whole = sum(n for n, _ in run.pools.values())  # of which the last step may see more
         mixed = "\n".join(
-            f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
+            f"{pool} {n / whole:.0%} {scaled(n)} ({'?' if passes is None else f'{passes:.2f}'})"
             for pool, (n, passes) in run.pools.items()
         )
-        tokens = Cell(run.tokens, f"{run.tokens / 1e9:.1f}B"), Cell(run.pools, mixed)
-        costs = (run.memory_gib, run.step_seconds, run.disk_bytes / 1e12, run.gpu_hours)
-        shown = map(figure, costs, (".1f", ".2f", ".2f", ",.0f"))
-        rows.append((name, figure(run.steps, ","), *tokens, run.layout, *shown))
+        tokens = Cell(run.tokens, scaled(run.tokens)), Cell(run.pools, mixed)
+        memory = Cell(run.memory_gib, f"{run.memory_gib:.3g}")
+        step, disk = (
+            Cell(run.step_seconds, scaled(run.step_seconds, "s")),
+            Cell(run.disk_bytes, scaled(run.disk_bytes, "B")),
+        )
+        hours = Cell(run.gpu_hours, _hours(run.gpu_hours))
+        rows.append((name, Cell(run.steps, f"{run.steps:,}"), *tokens, run.layout, memory, step, disk, hours))
     return rows
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.01 else "<0.01"

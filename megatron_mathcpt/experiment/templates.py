@@ -87,7 +87,7 @@ def find_values(kind: str, model: str | None, data: Sequence[str], out: object) 
     if model and kind == "synthesis":
         synthesis["servers.teacher.model"] = model
     elif model:
-        folder = local_folder(model, weights=False).absolute()
+        folder = local_folder(model, ["*.json"]).absolute()
         longest, known = read_hf_shape(folder).max_position_embeddings, load_tokenizer(folder)[1]
         _logger.info("%s: up to %d tokens a sequence, a tokenizer of %d", model, longest, known.vocab_size)
         corpus["tokenizer.path"] = run["init.hf"] = study["models.start.hf"] = str(folder)

@@ -127,6 +127,12 @@ class Results(Row):
     def as_json(self) -> JsonObject:
         return self.model_dump(exclude_none=True)
 
+    def scalars(self) -> dict[str, float]:
+        """Accuracy and bits per byte of each task, by their names in W&B."""
+        bits = {name: task.bits_per_byte for name, task in self.tasks.items() if task.bits_per_byte}
+        found = {f"evaluation/{name}/accuracy": task.accuracy for name, task in self.tasks.items()}
+        return found | {f"evaluation/{name}/bits_per_byte": score.value for name, score in bits.items()}
+
 
 def samples_path(folder: Path, task: str) -> Path:
     return folder / f"samples_{task}.jsonl"

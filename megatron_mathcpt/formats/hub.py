@@ -56,17 +56,16 @@ def is_hub_id(model: str | Path) -> bool:
     return _ID.fullmatch(str(model)) is not None and not Path(model).exists()
 
 
-def local_folder(model: str | Path, *, weights: bool = True) -> Path:
-    """The folder of `model`; of a hub id downloaded, or in the hub's cache, with or without its weights."""
+def local_folder(model: str | Path, files: Sequence[str] = _FILES) -> Path:
+    """The folder of `model`; of a hub id these `files` are downloaded, or found in the hub's cache."""
     if not is_hub_id(model):
         return Path(model)
     from huggingface_hub import snapshot_download
 
     name, _, revision = str(model).partition("@")
     with hub_errors(f"{model}: no such folder here; as a hub id"):
-        ignored = _FOLDERS if weights else [*_FOLDERS, "*.safetensors"]
         found = snapshot_download(
-            name, revision=revision or None, allow_patterns=_FILES, ignore_patterns=ignored
+            name, revision=revision or None, allow_patterns=[*files], ignore_patterns=_FOLDERS
         )
     logger.info("%s: commit %s of the Hugging Face hub", name, Path(found).name)
     return Path(found)

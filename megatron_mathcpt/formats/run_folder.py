@@ -18,7 +18,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationError
 
 from megatron_mathcpt.errors import CheckpointError, DataError, ManifestError, first_error
-from megatron_mathcpt.formats.files import Row, hash_file, read_rows, sync_folder, write_atomically
+from megatron_mathcpt.formats import manifest as manifests
+from megatron_mathcpt.formats.files import Row, hash_file, hash_json, read_rows, sync_folder, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, OPTIMIZER, Manifest, load_manifest, store_manifest
 from megatron_mathcpt.records import JsonObject
 
@@ -28,7 +29,8 @@ FOLDER = "checkpoints"
 BASE = "base"  # small files of the starting weights, which exports give back (checkpoint/side_files.py)
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 INDEX_CACHE = ".index_cache"
-_HIDDEN = (".stacks", INDEX_CACHE, ".tensorboard", ".profile")
+WANDB = ".wandb"  # W&B takes a folder of this name, if it is there, for its files
+_HIDDEN = (".stacks", INDEX_CACHE, ".tensorboard", ".profile", WANDB)
 WRITTEN = (FOLDER, BASE, METRICS, CONFIG, *_HIDDEN)  # by a start of a run
 _FILES = (METRICS, CONFIG, FILE_NAME, ".lock", f"{FOLDER}/latest")
 _FOLDERS = (FOLDER, BASE, *_HIDDEN)
@@ -160,6 +162,29 @@ def check_run_folder(folder: Path) -> None:
             if (path.is_symlink() or path.exists()) and not is_right(path):
                 raise CheckpointError(f"{path}: is no {kind}, in the place of one of the run; remove it")
     checkpoint_paths(folder)
+
+
+def wandb_run(config: JsonObject, run_folder: Path, out: Path) -> JsonObject:
+    """For `wandb.init`: project, name and id of a run's one W&B run, which writes its files below `out`."""
+    (out / WANDB).mkdir(exist_ok=True)
+    # A resumed run, and its evaluations, continue the old W&B run, so the id is derived from name and folder.
+    known = {"name": config["name"], "project": config["logging"]["wandb_project"], "dir": str(out)}
+    return known | {"id": hash_json([config["name"], str(run_folder.resolve())])[:16]}
+
+
+def logged_run(model: Path) -> tuple[Path, JsonObject, int] | None:
+    """Folder and config of the finished run that has a W&B run and these weights, and their step.
+
+    `model` is the run, one of its checkpoints, or its export RUN/hf. A run in training is none: it alone may
+    write to its W&B run.
+    """
+    run = model.parent if model.name == "hf" else run_of(model) or model
+    with suppress(ManifestError, CheckpointError):  # a model of others, or not a whole run
+        found = manifests.read_manifest(run / FILE_NAME)
+        if found.kind == RUN and found.config.get("logging", {}).get("wandb_project"):
+            weights = chosen_checkpoint(run) if model == run else model
+            return run, found.config, checkpoint_counts(manifests.read_manifest(weights / FILE_NAME)).step
+    return None
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:

@@ -20,13 +20,16 @@ from megatron_mathcpt.checkpoint.convert import keep_base
 from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.cross_checks import check_experiment
 from megatron_mathcpt.config.experiment import ExperimentConfig
+from megatron_mathcpt.config.phases import phases_of
 from megatron_mathcpt.config.resolved_study import load_run
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, EXIT_REQUEUE, MathCptError, print_error
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.formats.run_folder import CONFIG, RUN, WRITTEN, check_run_folder, newest_readable
-from megatron_mathcpt.log import get_logger
+from megatron_mathcpt.log import get_logger, scaled
+from megatron_mathcpt.planner.memory import peak_memory
+from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.train import process
 from megatron_mathcpt.train.inputs import Inputs, check_resumable, resolve_inputs, verify_inputs
 
@@ -68,14 +71,20 @@ def _launch(config: ExperimentConfig, out: Path, processes: int | None, check: b
     """Check all that can be checked without torch, then start the workers; return their exit status."""
     size = config.parallel.model_size if processes is None else processes
     inputs, finished = _resolve(config, size, out)
-    if check or not finished:
-        verify_inputs(config, full=check)
-    if finished:
-        logger.info("%s: already trained, in %s", config.name, out)
-        return 0
-    if (resumed := newest_readable(out)) is not None:
+    verified = verify_inputs(config, full=check) if check or not finished else 0
+    resumed = newest_readable(out)
+    if resumed is not None and not finished:
         check_resumable(inputs, resumed)
     if check:
+        gpu = process.expects_gpu()
+        runs = [PlannedRun(phase.config, size, fused=gpu) for phase in phases_of(inputs.config)]
+        need = f"{max(peak_memory(run).gib for run in runs):.3g} GiB predicted for each process"
+        whole = f"data whole: {scaled(verified, 'B')} compared with their checksums"
+        for line in (*inputs.summary(resumed), f"{runs[0].name}: {need}", whole):
+            typer.echo(f"{config.name}: {line}")
+    if finished:
+        logger.info("%s: already trained, in %s", config.name, out)
+    if check or finished:
         return 0
     claim_folder(out, RUN, WRITTEN)  # before workers load torch
     status = process.run_workers("megatron_mathcpt.train", sys.argv[1:], size)

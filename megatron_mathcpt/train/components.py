@@ -129,11 +129,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     saver = Saver(run_folder, layout, retention, tree, inputs.fingerprints, on_commit=evaluate)
     guard = StepGuard(config.faults, GuardState.model_validate(counts.guard or {}))
     if layout.is_writer:
-        source = resumed or inputs.checkpoint or init.hf or f"seed {config.seed}"
-        size = f"{inputs.shape.num_parameters():,}"
-        logger.info("%s: %s parameters from %s, at step %d", config.name, size, source, counts.step)
-        documents = f"documents begin with {inputs.begin or 'no token'}"
-        for line in (*inputs.mixtures, documents, *inputs.notes):
+        for line in inputs.summary(resumed):
             logger.info("%s: %s", config.name, line)
     state = TrainState(
         inputs, layout, run_folder, model, optimizer, phases, datasets, _validation(own), guard, saver

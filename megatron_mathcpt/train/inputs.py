@@ -20,22 +20,22 @@ from megatron_mathcpt.config.base import load_config
 from megatron_mathcpt.config.cross_checks import check_continued, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.packages import check_installed
 from megatron_mathcpt.config.phases import phases_of
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.errors import CheckpointError, ConfigError, DataError, ManifestError, first_error
 from megatron_mathcpt.formats import run_folder as folders
-from megatron_mathcpt.formats.corpus_folder import (
-    PoolCounts,
-    corpus_counts,
-    sft_counts,
-)
+from megatron_mathcpt.formats.corpus_folder import PoolCounts, corpus_counts, sft_counts
 from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.indexed_dataset import read_lengths
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, config_ends
+from megatron_mathcpt.log import scaled
+from megatron_mathcpt.planner.memory import peak_checkpoint_bytes
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.train import identity
+from megatron_mathcpt.train.process import expects_gpu
 
 # What a resumed run may change, by prefixes of the fields' paths: nothing that changes samples or updates.
 _SECTIONS = ("name", "parallel.", "validation.", "checkpoint.", "faults.", "logging.")
@@ -97,6 +97,23 @@ class Inputs:
             lines.append(f"{name if self.config.phases else ''}{', '.join(parts)}")
         return lines
 
+    def summary(self, resumed: Path | None) -> list[str]:
+        """What the run trains on and from, if it continues `resumed`: for the log and `--check`."""
+        config, last, validation = self.config, phases_of(self.config)[-1], self.config.validation
+        source = resumed or self.checkpoint or config.init.hf or f"seed {config.seed}"
+        step, size = folders.step_of(resumed) if resumed else 0, self.shape.num_parameters()
+        every = f"every {validation.interval:,} steps" if validation.interval else "at the end"
+        verb = "resumes at" if 0 < step < last.last_step else "at"
+        disk = scaled(peak_checkpoint_bytes(config), "B")
+        return [
+            f"{size:,} parameters from {source}, {verb} step {step:,} of {last.last_step:,}",
+            f"{scaled(last.last_token)} tokens; checkpoints of up to {disk}",
+            *self.mixtures,
+            f"validation on {', '.join(validation.sets)} {every}" if validation.sets else "no validation",
+            f"documents begin with {self.begin or 'no token'}",
+            *self.notes,
+        ]
+
     @property
     def shape(self) -> DecoderShape:
         """The model's shape, its vocabulary size resolved."""
@@ -134,8 +151,8 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     if config.model not in (None, shape):
         raise ConfigError("model: differs from the starting weights' shape; leave the section out")
     theirs = None if weights is None else identity.of_weights(weights, recorded)
-    checked = [identity.check(config, data, theirs) for data in _folders(config)] if theirs else []
-    rows = identity.new_rows(_folders(config)[-1], tokenizer, shape.vocab_size, theirs)
+    checked = [identity.check(config, data, theirs) for data in read_folders(config)] if theirs else []
+    rows = identity.new_rows(read_folders(config)[-1], tokenizer, shape.vocab_size, theirs)
     if rows and config.init.load_optimizer:
         raise ConfigError(
             f"init.load_optimizer: the optimizer's state of {checkpoint} has no rows for the data's "
@@ -151,23 +168,39 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     )
 
 
-def verify_inputs(config: ExperimentConfig, *, full: bool) -> None:
-    """Compare the checksums of what the run will read; `full`: of every file, whatever its size.
-
-    A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py). First it refuses an
-    optimizer whose package is missing; whether that can be imported and fits, components.py sees.
-    """
+def check_packages(config: ExperimentConfig, *, gpu: bool) -> None:
+    """Refuse a run, on a `gpu` or not, that needs a package which is not installed."""
+    check_installed(
+        *(("training", package, True) for package in ("torch", "megatron", "safetensors")),
+        ("logging.wandb_project", "wandb", config.logging.wandb_project),
+        ("logging.tensorboard", "tensorboard", config.logging.tensorboard),
+        ("precision.fp8", "transformer_engine", gpu and config.precision.fp8),
+    )
+    # Whether it fits Megatron-Core, components.py sees.
     if config.optimizer.name == "muon" and find_spec("emerging_optimizers") is None:
         raise ConfigError(NO_MUON)
-    for folder in _folders(config):
-        verify_part(folder, load_manifest(folder, None), lambda name: full or name.endswith(_DATA), full=full)
+
+
+def verify_inputs(config: ExperimentConfig, *, full: bool) -> int:
+    """Compare the checksums of what the run will read; `full`: of every file, whatever its size.
+
+    A checkpoint is verified by all ranks together when it is loaded (checkpoint/load.py). First it refuses
+    settings whose package is missing. Returns the bytes of the data.
+    """
+    check_packages(config, gpu=expects_gpu())
+    done = 0
+    for folder in read_folders(config):
+        manifest = load_manifest(folder, None)
+        verify_part(folder, manifest, lambda name: full or name.endswith(_DATA), full=full)
+        done += sum(file.bytes for file in manifest.outputs.values())
         for index in sorted(folder.glob("datasets/*/*.idx")):
             read_lengths(index.with_suffix(""))  # order and bounds, also of data too large to be hashed
     if config.init.hf is not None:
         convert.verify_exported(local_folder(config.init.hf), full=full)
+    return done
 
 
-def _folders(config: ExperimentConfig) -> list[Path]:
+def read_folders(config: ExperimentConfig) -> list[Path]:
     """Folders of data that the run reads."""
     return [*config.data.corpora, *([config.data.sft] if config.data.sft else [])]
 

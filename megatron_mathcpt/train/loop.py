@@ -19,14 +19,8 @@ from torch.utils.data import Subset
 from megatron_mathcpt.checkpoint.huggingface import load_reference
 from megatron_mathcpt.config.phases import pool_tokens
 from megatron_mathcpt.errors import CheckpointError, TrainingDiverged
+from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.formats.manifest import sync_and_describe
-from megatron_mathcpt.formats.run_folder import (
-    METRICS,
-    CheckpointCounts,
-    PhaseCounts,
-    RunCounts,
-    SourceTokens,
-)
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import document_mask
 from megatron_mathcpt.parallel import Layout
@@ -149,30 +143,30 @@ def describe_samples(state: TrainState, step: int) -> str:
 def save(state: TrainState, *, async_save: bool) -> None:
     """Save a checkpoint of this step, now or in the background of the next steps."""
     run, guard = progress(state).model_dump(exclude_unset=True), state.guard.state.model_dump(mode="json")
-    counts = CheckpointCounts(**run, **state.inputs.recorded, guard=guard)
+    counts = folders.CheckpointCounts(**run, **state.inputs.recorded, guard=guard)
     if is_validation_step(state):  # else `losses` are an older step's
         counts = counts.model_copy(update={"validation": state.losses})
     if state.layout.is_writer:
         # Synced: after a power cut, a log without rows that a checkpoint has seen would look damaged.
-        rows = sync_and_describe(state.run_folder, [METRICS])[METRICS]
+        rows = sync_and_describe(state.run_folder, [folders.METRICS])[folders.METRICS]
         counts = counts.model_copy(update={"metrics": rows.sha256})
     gather_parameters(state)
     state.saver.save(unwrap(state.model), state.optimizer, counts, async_save=async_save)
 
 
-def progress(state: TrainState) -> RunCounts:
+def progress(state: TrainState) -> folders.RunCounts:
     """How far the run is: steps, samples, and of each pool (or "sft") tokens budgeted and seen."""
     config, inputs, phases = state.inputs.config, state.inputs, state.phases[: state.number + 1]
     asked = pool_tokens(config) if config.data.blend else {"sft": float(config.train.train_tokens or 0)}
     counters = (SourceCounter([phase], [data]) for phase, data in zip(phases, state.datasets, strict=False))
     seen = [counter.up_to(state.step) for counter in counters]
     by_phase = {
-        phase.name: PhaseCounts(
+        phase.name: folders.PhaseCounts(
             steps=min(state.step, phase.last_step) - phase.first_step, tokens_by_source=own
         )
         for phase, own in zip(phases, seen, strict=True)
     }
-    counts = RunCounts(
+    counts = folders.RunCounts(
         step=state.step,
         steps=state.step,
         consumed_samples=state.phase.samples(state.step),
@@ -180,7 +174,7 @@ def progress(state: TrainState) -> RunCounts:
         skipped_steps=tuple(state.guard.state.skipped),
         begin=inputs.begin,
         tokens_by_source={
-            pool: SourceTokens(
+            pool: folders.SourceTokens(
                 asked=round(tokens),
                 seen=sum(own.get(pool, 0) for own in seen),
                 available=inputs.available.get(pool, 0),

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from megatron_mathcpt.config.experiment import ExperimentConfig, LoggingSection
 from megatron_mathcpt.config.phases import Phase, phase_at, phases_of
 from megatron_mathcpt.errors import ConfigError
-from megatron_mathcpt.formats.files import JsonLines, hash_json
+from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats.files import JsonLines
 from megatron_mathcpt.formats.run_folder import METRICS, MetricRow, PhaseCounts, RunCounts, read_metrics
 from megatron_mathcpt.log import clock, get_logger
 from megatron_mathcpt.parallel import Layout
@@ -58,21 +59,11 @@ class Metrics:
                 # Discard what was written after `step`: a resumed run writes those rows again.
                 self._board = SummaryWriter(str(run_folder / ".tensorboard"), purge_step=step + 1)
             if config.logging.wandb_project is not None:
-                try:
-                    import wandb
-                except ImportError as error:
-                    raise ConfigError(
-                        "logging.wandb_project: wandb is not installed; it is the extra 'wandb'"
-                    ) from error
-                # A resumed run must continue its old W&B run, so the id is derived from name and folder.
-                self._wandb = wandb.init(
-                    project=config.logging.wandb_project,
-                    name=config.name,
-                    id=hash_json([config.name, str(run_folder.resolve())])[:16],
-                    resume="allow",
-                    dir=str(run_folder),
-                    config=config.model_dump(mode="json"),
-                )
+                import wandb
+
+                tree = config.model_dump(mode="json")
+                place = folders.wandb_run(tree, run_folder, run_folder)
+                self._wandb = wandb.init(config=tree, resume="allow", **place)
         self._named = bool(config.phases)
         self.enter(phases[phase_at(phases, step)])
         hardware = config.logging.hardware

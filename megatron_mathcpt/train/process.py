@@ -52,15 +52,19 @@ def join_launcher() -> bool:
     return world is not None
 
 
+def expects_gpu() -> bool:
+    """Whether this machine's workers expect a GPU (device.py): by MATHCPT_DEVICE, else if it has a driver."""
+    seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda"
+
+
 def local_world(rank: int, size: int, port: int) -> dict[str, str]:
     """Environment of local worker `rank` of `size`; what the caller's environment already sets wins."""
-    # Workers expect a GPU (device.py) if MATHCPT_DEVICE is set so, or is unset and a driver is loaded.
     world = dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
     world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(size))
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    seen = _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     defaults = {"OMP_NUM_THREADS": "1"}  # else each worker would use all cores
-    if os.environ.get("MATHCPT_DEVICE", "cuda" if seen else "") == "cuda":
+    if expects_gpu():
         defaults["OMP_NUM_THREADS"] = str(max(1, min(_GPU_THREADS, (os.cpu_count() or 1) // size)))
         # Megatron-Core relies on the second for the order of tensor-parallel communication.
         defaults |= {"MATHCPT_DEVICE": "cuda", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}

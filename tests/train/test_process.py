@@ -13,16 +13,23 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from megatron_mathcpt.config.base import dump_yaml
 from megatron_mathcpt.config.experiment import PrecisionSection
+from megatron_mathcpt.config.hf_config import hf_config
 from megatron_mathcpt.cpu import use_cpu
 from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.formats.corpus_folder import corpus_counts
+from megatron_mathcpt.formats.manifest import load_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder
 from megatron_mathcpt.formats.run_folder import RUN
+from megatron_mathcpt.log import scaled
 from megatron_mathcpt.train import process
+from megatron_mathcpt.train.__main__ import app
 from megatron_mathcpt.train.inputs import resolve_inputs
 from tests.support.small_models import ALONE
-from tests.support.training_runs import ROOT, SHAPE, ConfigOf, run_command, train_command
+from tests.support.training_runs import KEEP_ALL, ROOT, SHAPE, ConfigOf, run_command, train_command
 
 
 @pytest.mark.parametrize(
@@ -44,13 +51,50 @@ def test_inputs_that_do_not_fit(config_of: ConfigOf, section: str, fields: Any, 
 def test_a_check_reads_all_of_the_data(config_of: ConfigOf, corpus: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
     check = [*train_command(config_of(data={"corpus": str(damaged)}), tmp_path / "out"), "--check"]
-    assert run_command(check).returncode == 0
+    done = run_command(check)
+    assert (done.returncode, done.stderr) == (0, "") and "tiny: data whole: " in done.stdout
     tokens = damaged / "datasets" / "general" / "train.bin"
     tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
     done = run_command(check)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "general/train.bin: checksum differs from the manifest" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_says_what_it_found(config_of: ConfigOf, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """Numbers by hand or by transformers; the disk is that of the run's real checkpoints."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def check(out: Path) -> list[str]:
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_yaml(config_of(**KEEP_ALL)))
+        done = CliRunner().invoke(app, [str(path), "--out", str(out), "--check"])
+        assert done.exit_code == 0, done.output
+        return [line.removeprefix("tiny: ") for line in done.stdout.splitlines()]
+
+    shape = hf_config(resolve_inputs(config_of()).shape, dtype="float32", bos_id=None, eos_id=None)
+    size = sum(part.numel() for part in LlamaForCausalLM(LlamaConfig(**shape)).parameters())
+    first, tokens, pools, validation, begin, memory, data = check(tmp_path / "out")
+    assert first == f"{size:,} parameters from seed 7, at step 0 of 20"  # 5,120 tokens in steps of 4 x 64
+    disk = re.fullmatch(r"5\.12k tokens; checkpoints of up to ([\d.]+) MB", tokens)
+    real = sum(file.stat().st_size for file in (whole / "checkpoints").glob("step_*/*")) / 1e6
+    assert disk and float(disk[1]) == pytest.approx(3 * 12 * size / 1e6, rel=1e-3)  # steps 8, 16 and 20
+    assert float(disk[1]) == pytest.approx(real, rel=0.15)
+    share = 5120 * 0.3 / corpus_counts(load_manifest(corpus, "corpus")).pools["math_corpus"].train.tokens
+    assert f"math_corpus 30.0%, 1,536 tokens ({share:.2f} passes)" in pools
+    assert validation == "validation on general, math_corpus, problem_solving at the end"
+    assert begin == "documents begin with no token"
+    assert re.fullmatch(r"TP1 PP1 CP1 DP1 MBS1: 0\.0\d+ GiB predicted for each process", memory)
+    files = [path for path in corpus.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    read = scaled(sum(path.stat().st_size for path in files), "B")
+    assert data == f"data whole: {read} compared with their checksums"
+    assert not (tmp_path / "out").exists()
+    # A finished run, and the same with its last checkpoint removed, as if it had been killed.
+    assert check(whole)[0].endswith("from " + f"{whole / 'checkpoints' / 'step_00000020'}, at step 20 of 20")
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))
+    (killed / "manifest.json").unlink()
+    shutil.rmtree(killed / "checkpoints" / "step_00000020")
+    assert check(killed)[0].endswith("step_00000016, resumes at step 16 of 20")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
