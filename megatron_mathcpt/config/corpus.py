@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, RootModel, StringConstraints
 
 from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.formats.tokenizer_folder import Bos
 from megatron_mathcpt.records import Language
@@ -123,7 +124,7 @@ class Budget(Section):
 
     def check_together(self) -> None:
         if (self.tokens is None) == (self.bytes is None):
-            raise ValueError("give exactly one of tokens and bytes")
+            raise Undecided("give exactly one of tokens and bytes")
 
 
 class Source(Section):
@@ -240,7 +241,7 @@ class Tokenizer(Section):
 
     def check_together(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
-            raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
+            raise Undecided("give exactly one of path (an existing one) and vocab_size (train one)")
         if self.path is None and self.bos == "always":
             raise ValueError("bos: always needs path; a trained tokenizer has no begin token")
         if twice := [token for token, count in Counter(self.added_tokens).items() if count > 1]:

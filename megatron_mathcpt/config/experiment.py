@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.optimizer import OptimizerSection, ScheduleSection
 from megatron_mathcpt.config.shape import DecoderShape
 
@@ -37,7 +38,7 @@ class InitSection(Section):
 
     def check_together(self) -> None:
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
-            raise ValueError("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
+            raise Undecided("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
         if self.initial_loss == "transformers" and self.hf is None:
             raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
@@ -72,7 +73,7 @@ class DataSection(Section):
 
     def check_together(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
-            raise ValueError("set either corpus and blend, or sft")
+            raise Undecided("set either corpus and blend, or sft")
         if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
             raise ValueError("corpus: names no folder, or one twice")
         caps = self.max_epochs.values() if isinstance(self.max_epochs, dict) else [self.max_epochs]
@@ -233,7 +234,7 @@ class TrainSection(Section):
 
     def check_together(self) -> None:
         if (self.train_tokens is None) == (self.train_epochs is None):
-            raise ValueError("set exactly one of train_tokens and train_epochs")
+            raise Undecided("set exactly one of train_tokens and train_epochs")
 
     @property
     def tokens_per_step(self) -> int:

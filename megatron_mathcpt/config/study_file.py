@@ -30,6 +30,7 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
 from megatron_mathcpt.config.data_search import Microanneal, Mixture, Name
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
@@ -107,7 +108,7 @@ class ModelRow(Section):
 
     def check_together(self) -> None:
         if not (self.hf or self.hub):
-            raise ValueError("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
+            raise Undecided("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
 
 
 class EvaluationNode(Section):
@@ -185,7 +186,7 @@ class StudyFile(Section):
 
     def check_together(self) -> None:
         if not (self.runs or self.models):
-            raise ValueError("runs: give runs to train, or models to score")
+            raise Undecided("runs: give runs to train, or models to score")
         names = [*self.runs, *self.variants, *self.averages, *self.models]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"runs, variants, averages, models: two are named {twice[0]}; rename one")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.records import Language, Problem
@@ -234,7 +235,7 @@ class SynthesisConfig(Section):
             if server not in self.servers:
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
-            raise ValueError("methods: none given; give at least one of the four")
+            raise Undecided("methods: none given; give at least one of the four")
         self._check_draws()
         for name, examples in self.examples.items():
             for number, one in enumerate(examples):
