@@ -7,7 +7,7 @@ could expand without end; at most `MAX_BYTES` (parsing takes 30 s a MB) and `MAX
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,8 +38,7 @@ class Section(BaseModel):
         """Raise `ValueError` for fields that contradict each other."""
 
     def model_post_init(self, context: object) -> None:
-        """Check the fields together, unless pydantic's context says that somebody else will."""
-        if context is None:
+        if context is None:  # else mistakes.py checks them
             self.check_together()
 
 
@@ -55,24 +54,15 @@ def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -
     return build_config(read_tree(path), model, overrides, str(path))
 
 
-def build_config(
-    tree: Tree,
-    model: type[Model],
-    overrides: Sequence[str],
-    where: str,
-    also: Callable[[Model], Iterable[str]] = lambda _: (),
-) -> Model:
-    """The same for settings already in memory; `where` names their source in errors.
-
-    If anything is wrong, the error lists the conflicts that `also` finds too.
-    """
+def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where: str) -> Model:
+    """The same for settings already in memory; `where` names their source in errors."""
     for override in overrides:
         set_field(tree, *parse_override(override))
     try:
         # JSON mode is strict (no "3" for 3) yet accepts lists for tuples and strings for paths.
         return model.model_validate_json(text := json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(where, problems_of(json.loads(text), model, also)) from error
+        raise ConfigError(where, problems_of(json.loads(text), model)) from error
     except TypeError as error:
         raise ConfigError(f"{where}: a value is no string, number, list or mapping: {error}") from error
 

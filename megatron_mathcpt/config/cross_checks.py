@@ -40,13 +40,13 @@ def check_experiment(config: ExperimentConfig, world_size: int) -> None:
         raise ConfigError("", found)
 
 
-def conflicts_of(config: ExperimentConfig, world_size: int | None = None) -> list[str]:
+def conflicts_of(config: ExperimentConfig, world_size: int) -> list[str]:
     """What does not match, each once; also of sections that do not pass their own checks."""
-    found, processes = dict[str, str](), world_size or config.parallel.model_size
+    found = dict[str, str]()
     try:
         phases = phases_of(config) if config.phases and config.train.train_tokens else ()
         for where, own in ("", config), *((f"phases.{phase.name}: ", phase.config) for phase in phases):
-            for field, size, divisor, what in divisions(own, processes):
+            for field, size, divisor, what in divisions(own, world_size):
                 if size % divisor:
                     found.setdefault(f"{field}: {size} is not divisible by {what} = {divisor}", where)
             conflicts = (_data_conflicts(own), _parallel_conflicts(own), _checkpoint_conflicts(own))

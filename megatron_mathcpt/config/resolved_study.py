@@ -14,7 +14,6 @@ from pydantic import JsonValue
 from megatron_mathcpt.config import base
 from megatron_mathcpt.config.base import Model, Tree
 from megatron_mathcpt.config.corpus import Corpus
-from megatron_mathcpt.config.cross_checks import conflicts_of
 from megatron_mathcpt.config.data_search import BEST, REST, Microanneal, Mixture, MixtureSearch
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.phases import phases_of
@@ -108,8 +107,7 @@ def load_run(
         raise ConfigError(f"{path}: is a study; name a run as {path}:RUN; there are: {names}")
     if scale:
         raise ConfigError(f"--scale {scale}: {path} is a complete file; scales are for a study only")
-    tree = base.read_tree(path)
-    return Resolved(base.build_config(tree, ExperimentConfig, overrides, str(path), conflicts_of), {})
+    return Resolved(base.load_config(path, ExperimentConfig, overrides), {})
 
 
 @dataclass(frozen=True)

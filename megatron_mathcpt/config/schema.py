@@ -11,16 +11,9 @@ Settings: TypeAlias = Any  # as JSON has them
 Node = dict[str, Settings]  # a type in a JSON schema
 _WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
 _WORDS |= {"null": "null", "string": "text"}
-_LIMITS = {
-    "minimum": "of at least",
-    "exclusiveMinimum": "above",
-    "maximum": "of at most",
-    "exclusiveMaximum": "below",
-    "pattern": "that matches",
-    "minLength": "of a length of at least",
-    "minItems": "of at least",
-    "minProperties": "of at least",
-}
+_LIMITS = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "of at most"}
+_LIMITS |= {"exclusiveMaximum": "below", "pattern": "that matches", "minLength": "of a length of at least"}
+_LIMITS |= {"minItems": "of at least", "minProperties": "of at least"}
 
 
 def describe_fields(model: type[BaseModel]) -> dict[str, str]:

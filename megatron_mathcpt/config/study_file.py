@@ -36,7 +36,10 @@ from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 
 class Row(Section):
-    """One config, as changes to a complete file or to another row."""
+    """One config, as changes to a complete `file` or to another row, `from`.
+
+    `set` maps full field paths to values.
+    """
 
     file: Path | None = None
     from_: Name | None = Field(default=None, alias="from")
@@ -59,7 +62,7 @@ class CorpusRow(Row):
 
 
 class AddedRow(Row):
-    """A row in a file of its own, for `--add`."""
+    """A row in a file of its own, for `--add`; `name` is that of the run."""
 
     name: Name
 
@@ -84,7 +87,10 @@ class CorporaNode(Section):
 
 
 class SynthesisNode(Section):
-    """The synthesis run, in `shards` stages. `scripted` replaces its servers by a stub, at no cost."""
+    """The synthesis run, in `shards` stages. `scripted` replaces its servers by a stub, at no cost.
+
+    `file` is its complete config, `set` maps full field paths to values.
+    """
 
     file: Path
     shards: int = Field(default=1, ge=1, le=10_000)
@@ -96,7 +102,7 @@ class ModelRow(Section):
     """A model that is only scored: the Hugging Face folder `hf`, or without one the hub's `hub`.
 
     Without the folder a dry run takes the planner's `shape` (None: the row's name), or `size` in billions.
-    Further fields override those of `evaluation`.
+    `tensor_model_parallel_size` and `chat` override those of `evaluation`.
     """
 
     hf: Path | None = None
@@ -112,10 +118,12 @@ class ModelRow(Section):
 
 
 class EvaluationNode(Section):
-    """Which runs are scored (None: all; models always are), and how: settings of config/evaluation.py.
+    """Which `runs` are scored (None: all; models always are), and how: settings of config/evaluation.py.
 
     `sets` are sets of `--benchmarks` (none given: the study's), `benchmark_limit` is the items of each.
     `shots`, a number or one for each set, are the worked examples of a second form; the higher one counts.
+    `max_new_tokens`, `batch_size` (sequences), `chat`, `backend`, `tensor_model_parallel_size` and
+    `data_parallel_size` are as there.
     """
 
     runs: tuple[str, ...] | None = None
@@ -142,7 +150,7 @@ class EvaluationNode(Section):
 
 
 class ReportNode(Section):
-    """Pairs BASELINE:CANDIDATE whose difference is tested; `study` adds those of arXiv 2501.14002."""
+    """Pairs BASELINE:CANDIDATE (`comparisons`) that are tested; `study` adds those of arXiv 2501.14002."""
 
     comparisons: tuple[str, ...] = ()
     study: bool = False
@@ -151,8 +159,9 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
-    `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
+    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures` and `evaluation` replace the study's. `set`
+    applies to the complete file of every run, before its row's own changes. An entry of `runs` or `corpus`
+    changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
 
     out: Path
@@ -167,7 +176,13 @@ class Scale(Section):
 
 
 class StudyFile(Section):
-    """The file itself; `variants` are runs that are trained only if they are named, `models` only scored."""
+    """The file itself; `variants` are runs that are trained only if they are named, `models` only scored.
+
+    `name` is shown in reports, `out` is the folder of results. `corpora` makes raw pools, of which `corpus`
+    has builds; `synthesis` makes records. `runs` are trained; `averages`, `microanneals` and `mixtures` make
+    more of them. `evaluation` says how all are scored, `report` what is compared, and `scale` has other sizes
+    by name.
+    """
 
     name: Name
     out: Path

@@ -131,9 +131,9 @@ def test_an_empty_file_lists_every_missing_field(capsys: pytest.CaptureFixture[s
                 ("schedule.lr_decay_style", "cosin"),
             ],
             [
-                "optimizer.lr: expected a number above 0, found 'x'",
-                "schedule.lr_decay_style: expected constant or linear or cosine or wsd, found 'cosin'; did",
-                "precision.params_dtype: expected fp32 or bf16, found 'float32'; did you mean 'fp32'?",
+                'optimizer.lr: expected a number above 0, found "x"',
+                'schedule.lr_decay_style: expected constant or linear or cosine or wsd, found "cosin"; did',
+                "precision.params_dtype: expected fp32 or bf16, found \"float32\"; did you mean 'fp32'?",
             ],
         ),
         (  # what a section says of itself, and the experiment of its sections
@@ -142,15 +142,17 @@ def test_an_empty_file_lists_every_missing_field(capsys: pytest.CaptureFixture[s
                 "data.max_epochs.x names no pool",
                 "model: hidden_size: is no multiple of num_attention_heads",
                 "init: set exactly one",
+                "model.num_attention_heads: 3 is not divisible by parallel.tensor_model_parallel_size = 2",
+                "model.num_query_groups: 3 is not divisible by parallel.tensor_model_parallel_size = 2",
             ],
         ),
         (  # not what it says of values that are made up
             [("optimizer.lr", "x"), ("optimizer.exp_avg_dtype", "bf16")],
-            ["optimizer.lr: expected a number above 0, found 'x'"],
+            ['optimizer.lr: expected a number above 0, found "x"'],
         ),
         (
             [("data.max_epochs", "x")],
-            ["data.max_epochs: expected a number or a mapping, each a number, found 'x'"],
+            ['data.max_epochs: expected a number or a mapping, each a number, found "x"'],
         ),
         ([("data.corpus", ["a", 1])], ["data.corpus.1: expected a path, found 1"]),
     ],

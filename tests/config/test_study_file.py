@@ -135,7 +135,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lr": "1"}}}},
-            "runs.a: optimizer.lr: expected a number above 0, found '1'",
+            'runs.a: optimizer.lr: expected a number above 0, found "1"',
         ),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"seed.x": 1}}}},
@@ -171,7 +171,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         (
             {"evaluation": {"max_new_tokens": 8, "backend": "openai"}},
-            "evaluation.backend: expected auto or hf or vllm or megatron, found 'openai'",
+            'evaluation.backend: expected auto or hf or vllm or megatron, found "openai"',
         ),
         ({"variants": {"wide": {"from": "tow"}}}, "runs.wide: no row 'tow'"),
         ({"runs": {"a": {"file": "one.yaml", "set": {"name": "b"}}}}, "set.name: a row is named by its key"),
