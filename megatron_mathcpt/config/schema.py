@@ -16,14 +16,17 @@ _LIMITS |= {"exclusiveMaximum": "below", "pattern": "that matches", "minLength":
 _LIMITS |= {"minItems": "of at least", "minProperties": "of at least"}
 
 
+def sentences(text: str) -> list[str]:
+    """Also clauses that begin with a name, as these do by themselves."""
+    parts = re.split(r"(?<=\.) (?=[A-Z`])|(?<=;) (?=`)", " ".join(text.split()))
+    return [f"{part[:-1]}." if part.endswith(";") else part for part in parts]
+
+
 def describe_fields(model: type[BaseModel]) -> dict[str, str]:
     """For each field, as it is written in a file, the docstring's sentences that name it in backticks."""
-    prose = " ".join(
-        " ".join((base.__doc__ or "").split()) for base in model.__mro__ if base is not BaseModel
-    )
-    sentences = re.split(r"(?<=[.]) (?=[A-Z`])", prose)
+    known = [one for base in model.__mro__ for one in sentences(base.__doc__ or "")]
     names = [field.alias or name for name, field in model.model_fields.items()]
-    return {name: " ".join(one for one in sentences if re.search(rf"`{name}\b", one)) for name in names}
+    return {name: " ".join(one for one in known if re.search(rf"`{name}\b", one)) for name in names}
 
 
 def annotate(schema: Node, model: type[BaseModel]) -> None:
@@ -32,8 +35,9 @@ def annotate(schema: Node, model: type[BaseModel]) -> None:
     for field, (name, node) in zip(model.model_fields.values(), schema["properties"].items(), strict=True):
         node.pop("title", None)
         node["description"] = texts[name]
-        if field.default_factory is not None:
-            node["default"] = field.get_default(call_default_factory=True)
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            node["default"] = {} if isinstance(default, BaseModel) else node.get("default", default)
 
 
 @cache
@@ -52,12 +56,8 @@ def below(root: Node, nodes: Iterable[Node], part: str) -> list[Node]:
     """The types of what is in values of these types: of the field `part`, or of any entry."""
     found = list[Node]()
     for node in nodes:
-        entries = [
-            *node.get("patternProperties", {}).values(),
-            node.get("additionalProperties"),
-            node.get("items"),
-        ]
-        inner = node["properties"].get(part) if "properties" in node else next(filter(None, entries), None)
+        inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items")
+        inner = inner or next(iter(node.get("patternProperties", {}).values()), None)
         found += options(root, inner) if isinstance(inner, dict) else []
     return found
 

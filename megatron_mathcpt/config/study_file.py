@@ -68,7 +68,7 @@ class AddedRow(Row):
 
 
 class AverageRow(Section):
-    """The mean of the weights of runs, or of the newest `last` checkpoints of one (checkpoint/average.py)."""
+    """The mean of the weights `of` runs, or the newest `last` checkpoints of one (checkpoint/average.py)."""
 
     of: tuple[Name, ...] = Field(min_length=1)
     last: int | None = Field(default=None, ge=2)
