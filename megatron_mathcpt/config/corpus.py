@@ -1,7 +1,4 @@
-"""Config of a corpus build: sources, what is dropped, the tokenizer, the validation split.
-
-Sources are listed in order of precedence: of two duplicates the one from the source listed first is kept.
-"""
+"""Config of a corpus build: sources, what is dropped, the tokenizer, the validation split."""
 
 from collections import Counter
 from functools import cache
@@ -267,11 +264,12 @@ class Tokenizer(Section):
 class Corpus(Section):
     """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`.
 
-    `sources`, by names of their own, are in order of precedence; `filter` is for those without one. Of the
-    documents `validation_fraction` are for validation, by a hash with `seed`, which also draws the texts that
-    a `tokenizer` is trained on; `name` is part of what a budget draws by. Plain JSON lines and Parquet files
-    of more than `shard_megabytes` are prepared in parts of about that size by tasks of their own, with the
-    same result; not below 8 MiB or 1,024 rows.
+    `sources`, by names of their own, are in order of precedence: of two duplicates the one from the source
+    listed first is kept. `filter` is for those without one. Of the documents `validation_fraction` are for
+    validation, by a hash with `seed`, which also draws the texts that a `tokenizer` is trained on; `name` is
+    part of what a budget draws by. Plain JSON lines and Parquet files of more than `shard_megabytes` are
+    prepared in parts of about that size by tasks of their own, with the same result; not below 8 MiB or 1,024
+    rows.
     """
 
     name: str = Field(min_length=1)

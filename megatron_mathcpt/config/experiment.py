@@ -122,7 +122,6 @@ class ParallelSection(Section):
     or loss as a layer. `sequence_parallel` divides activations between the matrices among the tensor-parallel
     processes, `use_distributed_optimizer` optimizer state among data-parallel ones; `overlap_grad_reduce` and
     `overlap_param_gather` hide the latter's communication behind computation.
-
     Activation recomputation is "full" in `recompute_granularity`, of whole layers (`recompute_method`
     "block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
     "selective", of `recompute_modules`. `grad_reduce_in_fp32: false` accumulates and reduces gradients in
@@ -400,12 +399,6 @@ class ExperimentConfig(Section):
         caps = self.data.max_epochs if isinstance(self.data.max_epochs, dict) else {}
         for pool in caps.keys() - {*self.pools, self.data.sft and self.data.sft.name}:
             raise ValueError(f"data.max_epochs.{pool} names no pool of the blend")
-
-    def conflicts(self) -> list[str]:
-        """What does not match between the sections, for any number of processes."""
-        from megatron_mathcpt.config.cross_checks import conflicts_of
-
-        return conflicts_of(self, self.parallel.model_size)
 
     @property
     def pools(self) -> list[str]:

@@ -30,15 +30,19 @@ class Undecided(ValueError):
 
 def problems_of(tree: Settings, model: type[BaseModel]) -> list[str]:
     """What is wrong with `tree`, which is changed, as settings of `model`, by full paths of fields."""
-    search, whole = _Search(tree, model), None
+    whole: Settings = None
+    search = _Search(tree, model)
     while whole is None and max([0, *search.tries.values()]) < len(_MADE_UP) and len(search.lines) < _MOST:
         try:
             whole = model.model_validate_json(json.dumps(tree), context="checked later")
         except ValidationError as error:
-            search.correct_all(error.errors(include_url=False)[: 2 * _MOST])
+            search.correct_all(error.errors(include_url=False)[: _MOST + 1])
     search.check(whole)
     lines = [f"{'.'.join(map(str, place))}: {line}".removeprefix(": ") for place, line in search.lines]
-    lines += () if search.tries else getattr(whole, "conflicts", tuple)()
+    if whole is not None and not search.tries and search.is_experiment:
+        from megatron_mathcpt.config.cross_checks import conflicts_of  # which imports what imports this
+
+        lines += conflicts_of(whole, whole.parallel.model_size)
     lines[_MOST:] = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
     return lines or ["a section without required fields is missing; give at least {}"]
 
@@ -46,6 +50,7 @@ def problems_of(tree: Settings, model: type[BaseModel]) -> list[str]:
 class _Search:
     def __init__(self, tree: Settings, model: type[BaseModel]) -> None:
         self.tree, self.root, self.lines = tree, schema_of(model), list[tuple[Place, str]]()
+        self.is_experiment = model.__name__ == "ExperimentConfig"
         # How often a value was made up, and sections that have lost a field with a wrong value.
         self.tries, self.losing = Counter[Place](), set[Place]()
 
@@ -126,12 +131,10 @@ class _Search:
 
     def _unknown(self, place: Place) -> str | None:
         """Say what to do about an unknown key; the known one that it resembles."""
-        name, known = (
-            str(place[-1]),
-            [name for one in self._at(place[:-1]) for name in one.get("properties", ())],
-        )
+        name = str(place[-1])
+        known = [field for one in self._at(place[:-1]) for field in one.get("properties", ())]
         near, homes = difflib.get_close_matches(name, known, 1), [*self._homes([self.root], name, ())]
-        foreign = json.loads(_FOREIGN.read_text("utf-8")) if "optimizer" in self.root["properties"] else {}
+        foreign = json.loads(_FOREIGN.read_text("utf-8")) if self.is_experiment else {}
         if name in foreign:
             hint, field = f"here it is {foreign[name]}", foreign[name].partition(",")[0].rpartition(".")[2]
             near = [field] if field in known else []

@@ -16,11 +16,6 @@ config, with every field that was set or moved marked.
 `from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A
 row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
 row or a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
-
-`averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of: [RUN], last: 3}` of its
-newest checkpoints. `models` are models of others, which are only scored; configs/paper/baselines.yaml has
-these alone.
-`microanneals` and `mixtures` are many runs each (config/data_search.py); configs/recipes/study.yaml has both.
 """
 
 from pathlib import Path
@@ -176,12 +171,14 @@ class Scale(Section):
 
 
 class StudyFile(Section):
-    """The file itself; `variants` are runs that are trained only if they are named, `models` only scored.
+    """The file itself, the study `name`; `variants` are runs that are trained only if they are named.
 
-    `name` is shown in reports, `out` is the folder of results. `corpora` makes raw pools, of which `corpus`
-    has builds; `synthesis` makes records. `runs` are trained; `averages`, `microanneals` and `mixtures` make
-    more of them. `evaluation` says how all are scored, `report` what is compared, and `scale` has other sizes
-    by name.
+    `out` is the folder of results. `corpora` makes raw pools, `corpus` has builds, `synthesis` makes records.
+    `runs` are trained; `averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of:
+    [RUN], last: 3}` of its newest checkpoints. `models` are models of others, which are only scored;
+    configs/paper/baselines.yaml has these alone. `microanneals` and `mixtures` are many runs each
+    (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
+    `report` what is compared; `scale` has other sizes by name.
     """
 
     name: Name

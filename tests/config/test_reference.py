@@ -12,12 +12,14 @@ from pydantic import BaseModel
 from megatron_mathcpt.config.base import read_tree
 from megatron_mathcpt.config.data_search import MixtureSearch
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.config.reference import KINDS, settings_page, write_schema
+from megatron_mathcpt.config.reference import KINDS, write_schema
 from megatron_mathcpt.config.schema import describe_fields
 from megatron_mathcpt.config.study_file import AddedRow
+from megatron_mathcpt.errors import ConfigError
+from tests.support.settings_page import settings_page
 from tests.support.stages import CONFIGS
 
-UPDATE = "run `python -m megatron_mathcpt.config.reference` and commit what it writes"
+UPDATE = "run `python -m tests.support.settings_page` and commit what it writes"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
@@ -81,6 +83,11 @@ def test_the_stored_page_is_that_of_the_types_and_has_every_field() -> None:
     fp8 = next(row for row in rows if row.startswith("| `fp8_recipe`"))
     assert "delayed or tensorwise or blockwise or mxfp8 or null | `null` | By `fp8_recipe` scaling" in fp8
     assert "### `methods.response_diversification.sampling`, `methods.query_expansion.sampling`" in page
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model: is no kind of config; there are: experiment, corpus"):
+        write_schema("model", tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
