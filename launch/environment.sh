@@ -1,5 +1,6 @@
-# shellcheck shell=bash
-# To be sourced: creates the Python environment of launch/constraints.txt once and puts it on PATH;
+#!/usr/bin/env bash
+# Creates the Python environment of launch/constraints.txt in .venv, once; the other scripts source it.
+#   bash launch/environment.sh && . .venv/bin/activate
 # launch/gpu.sh adds what only GPUs need.
 # Needs Python 3.11 or 3.12 and pip's usual package index. MATHCPT_VENV sets a folder other than .venv.
 # On Linux pip's default torch includes CUDA; to get the smaller CPU build, point pip at the PyTorch CPU
@@ -39,3 +40,11 @@ make_environment() {
   fi
   export PATH="$venv/bin:$PATH"
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  set -euo pipefail
+  if [ $# -gt 0 ]; then sed -n '2,8s/^# *//p' "$0"; exit 2; fi
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  make_environment "$root"
+  echo "The environment is complete. To use it: . ${MATHCPT_VENV:-$root/.venv}/bin/activate"
+fi

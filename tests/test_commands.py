@@ -229,29 +229,6 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     assert table["rows"][0]["95% interval"] == [0, pytest.approx(100 * 1.959964**2 / (4 + 1.959964**2))]
 
 
-def test_a_wheel_holds_all_that_the_package_reads_and_the_quickstart(tmp_path: Path) -> None:
-    listing = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"]
-    listing += ["--", "megatron_mathcpt", "configs", "setup.py"]
-    names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
-    names = [name for name in names if (ROOT / name).is_file()]
-    for name in names:
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
-    options, wheel = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"], tmp_path / "installed"
-    done = run("-m", "pip", "install", tmp_path / "source", *options, "--target", wheel)
-    assert done.returncode == 0, done.stderr
-    package = [name for name in names if name.startswith("megatron_mathcpt/") and not name.endswith(".md")]
-    assert not [name for name in package if not (wheel / name).is_file()]
-    for words, status, told in (
-        ("dry-run quickstart", 0, "base2/evaluation"),
-        ("submit quickstart --cluster h100", 2, "give the path of a YAML file"),
-    ):
-        command = ("-m", "megatron_mathcpt", *words.split(), "--out", tmp_path / "out")
-        done = run(*command, folder=tmp_path, PYTHONPATH=str(wheel))
-        assert done.returncode == status, done.stderr
-        assert told in done.stdout + done.stderr
-
-
 def test_a_link_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     done = run("-m", "megatron_mathcpt", "compare", tmp_path / "loop", tmp_path / "loop")

@@ -234,12 +234,12 @@ def test_a_scale_is_known_and_of_a_study(path: Path) -> None:
         load_run(path.with_name("one.yaml"), (), "half")
 
 
-def test_the_readme_changes_one_thing_of_the_study_with_a_file_of_three_lines(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    example = re.search(r"\n\n((?:    .*\n){3})\n[^\n]*--add", text)
+def test_the_page_changes_one_thing_of_the_study_with_a_file_of_three_lines(tmp_path: Path) -> None:
+    text = (CONFIGS / "README.md").read_text()
+    example = re.search(r"^```yaml\n((?:.*\n){3})```$", text, re.MULTILINE)
     assert example is not None
     mine = tmp_path / "mix_4_6.yaml"
-    mine.write_text(re.sub("^    ", "", example[1], flags=re.MULTILINE))
+    mine.write_text(example[1])
     study = load_study(CONFIGS / "paper" / "study.yaml", Asked("tiny", add=[mine], compare=["base:mix_4_6"]))
     ours, like = study.runs["mix_4_6"].config, study.runs["mix_5_5"].config
     assert ours.data.blend == {"general": 0.2, "math_corpus": 0.32, "problem_solving": 0.48}
