@@ -349,7 +349,8 @@ class LoggingSection(Section):
     `tensorboard` writes to `.tensorboard` in the run folder; `wandb_project` needs the extra `wandb`, and
     evaluations of the finished run add their scores to its W&B run. `loss_by_source` adds each pool's
     training loss. `profile_step` writes torch.profiler's trace of that step on rank 0,
-    `memory_snapshot_step` the CUDA allocator's history of it (for pytorch.org/memory_viz), both to `.profile`.
+    `memory_snapshot_step` the CUDA allocator's history of it (for pytorch.org/memory_viz), both to
+    `.profile`.
     """
 
     interval: int = Field(default=10, gt=0)
