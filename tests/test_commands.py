@@ -53,17 +53,33 @@ def test_help_names_every_option_in_full(words: tuple[str, ...]) -> None:
     assert options | set(getattr(command, "commands", {})) <= shown
 
 
-@pytest.mark.parametrize("module", [f"megatron_mathcpt{part}" for part in ("", ".train", ".evaluation")])
-def test_help_is_quick(module: str) -> None:
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_help_has_an_example_that_its_verb_can_parse(words: tuple[str, ...]) -> None:
+    """The lines of the example are whole, and its words and options are those of the verb."""
+    shown = CliRunner().invoke(build_app(), [*words, "--help"], env={"COLUMNS": "80"}).stdout
+    lines = shown.partition("\n  Example:\n")[2].rstrip("\n").split("\n")
+    for line in lines:
+        assert line.startswith("  mathcpt ")
+        assert len(line) <= 80
+        below, given = VERBS[()], line.split()[1:]
+        while commands := getattr(below, "commands", {}):
+            below = commands[given.pop(0)]
+        assert below is VERBS[words] or hasattr(VERBS[words], "commands")
+        assert below.make_context(None, given).params
+
+
+@pytest.mark.parametrize("words", ["", ".train", ".evaluation", " plan", " inspect show", " trace"])
+def test_help_is_quick(words: str) -> None:
     """It loads none of what takes seconds; of our own package, `mathcpt` loads its verbs and errors alone."""
+    module, *words_of_verb = f"megatron_mathcpt{words}".split()
     before = os.times()
-    done = run("-X", "importtime", "-m", module, "--help")
+    done = run("-X", "importtime", "-m", module, *words_of_verb, "--help")
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert done.stdout.strip()
     assert not imported & HEAVY
-    if module == "megatron_mathcpt":
+    if module == "megatron_mathcpt":  # typer loads pydantic to parse a group's options
         assert not imported & {"pydantic", "rich.table", "numpy"}
         assert used < 0.5
 

@@ -23,7 +23,7 @@ _MOST_LINES = 12  # of a malformed reply
 Most = Annotated[int, Option("--characters", min=0, help="characters to show of each; 0: all")]
 
 
-@verb("download")
+@verb("download", example="mathcpt download openai/gsm8k --out raw/gsm8k\nmathcpt download --list")
 def download(
     source: Annotated[
         str | None, Argument(help="a source of --list, OWNER/NAME of the hub, or benchmarks")
@@ -104,7 +104,7 @@ def _download_benchmarks(out: Path, sets: str, table: Path | None) -> None:
         raise errors[-1]
 
 
-@verb("corpora")
+@verb("corpora", example="mathcpt corpora --data my_folder --out corpora/raw")
 def corpora(
     out: Annotated[Path, Option(help="folder to write")],
     data: Annotated[Path | None, Option(help="folder with your own <pool>.jsonl[.gz]")] = None,
@@ -119,7 +119,7 @@ def corpora(
     print_table(("file", "records", "MB"), rows, f"corpora in {out}")
 
 
-@verb("build")
+@verb("build", example="mathcpt build corpus.yaml --out corpora/mine --workers 8")
 def build(
     config: Annotated[Path, Argument(help="YAML file of the build")],
     overrides: Overrides = None,
@@ -164,7 +164,7 @@ def _show_counts(counts: dict[str, Any]) -> None:
     print_table(("pool", "split", "documents", "tokens"), datasets, "Datasets")
 
 
-@verb("synthesize")
+@verb("synthesize", example="mathcpt synthesize synthesis.yaml --out synthesized/mine --preview")
 def synthesize(
     config: Annotated[Path, Argument(help="YAML file of the synthesis run")],
     overrides: Overrides = None,
@@ -238,7 +238,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-@verb("pack-sft")
+@verb("pack-sft", example="mathcpt pack-sft corpora/mine problem_solving --seq-length 4096 --out sft")
 def pack_sft(
     corpus: Annotated[Path, Argument(help="corpus folder")],
     pool: Annotated[str, Argument(help="pool of problems or chats")],
@@ -276,7 +276,7 @@ def _screen(folder: Path, most: int = 0) -> "Screen":
     return Screen(folder, most)
 
 
-@verb("show", inspect)
+@verb("show", inspect, example="mathcpt inspect show corpora/mine --source mine --limit 3")
 def show_documents(
     folder: Folder,
     pool: Pool = None,
@@ -291,7 +291,7 @@ def show_documents(
     _screen(folder, most).documents((pool, source, split), number, record, limit)
 
 
-@verb("dropped", inspect)
+@verb("dropped", inspect, example="mathcpt inspect dropped corpora/mine --reason near_duplicate")
 def show_dropped(
     folder: Folder,
     reason: Annotated[str | None, Option(help="only this reason")] = None,
@@ -303,13 +303,13 @@ def show_dropped(
     _screen(folder, most).drops(reason, source, limit)
 
 
-@verb("lengths", inspect)
+@verb("lengths", inspect, example="mathcpt inspect lengths corpora/mine")
 def show_lengths(folder: Folder, pool: Pool = None, source: Source = None) -> None:
     """Show the distributions of tokens per document and of steps per problem, for each source."""
     _screen(folder).lengths(pool, source)
 
 
-@verb("trace", inspect)
+@verb("trace", inspect, example="mathcpt inspect trace corpora/mine my.jsonl:17")
 def trace_record(
     folder: Folder, record: Annotated[str, Argument(help="id of a record, or FILE:LINE of a raw file")]
 ) -> None:
@@ -317,7 +317,7 @@ def trace_record(
     _screen(folder).trace(record)
 
 
-@verb("page", inspect)
+@verb("page", inspect, example="mathcpt inspect page corpora/mine --out corpus.html")
 def write_page(folder: Folder, out: Annotated[Path, Option(help="HTML file to write")]) -> None:
     """Write one HTML page: sources, drops by reason, lengths, origin."""
     from megatron_mathcpt.data.inspection import page_content

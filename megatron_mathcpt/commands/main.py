@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, ConfigError, run_command
 
@@ -49,10 +50,15 @@ class Verbs(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the verbs under their headings."""
-        sections = {"Commands": tuple(self.commands)} if ctx.parent else SECTIONS
+        sections = {"Commands": tuple(self.commands)} if self.name else SECTIONS
         for heading, names in sections.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in names])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The example of the first verb."""
+        sections = {"Commands": tuple(self.commands)} if self.name else SECTIONS
+        self.commands[next(iter(sections.values()))[0]].format_epilog(ctx, formatter)
 
 
 def typer_of(text: str) -> typer.Typer:
@@ -72,12 +78,13 @@ def group(name: str, text: str) -> typer.Typer:
     return below
 
 
-def verb(name: str, of: typer.Typer = app) -> Any:
-    """Decorator that makes a function the verb `name`.
+def verb(name: str, of: typer.Typer = app, *, example: str) -> Any:
+    """Decorator that makes a function the verb `name`, with the command lines of `example` in its help.
 
     If the function's last parameter is a dataclass, each of its fields is an option of the verb.
     """
-    register = of.command(name, no_args_is_help=True)
+    # \b: click then leaves the lines of a paragraph as they are.
+    register = of.command(name, no_args_is_help=True, epilog=f"\b\nExample:\n{example}")
     return lambda function: register(_with_options(function))
 
 
@@ -145,8 +152,13 @@ def main(*verb: str) -> None:
 
 
 def _run(words: list[str]) -> None:
+    command: Any = get_command(build_app())
+    name = "mathcpt"
+    # Parsing the options of a group costs typer more than all the rest of a verb's --help: it loads pydantic.
+    while words and (below := getattr(command, "commands", {}).get(words[0])):
+        command, name, words = below, f"{name} {words[0]}", words[1:]
     try:
-        status = build_app()(words, prog_name="mathcpt", standalone_mode=False)
+        status = command(words, prog_name=name, standalone_mode=False)
     except typer.Abort:  # Ctrl-C
         sys.exit(130)
     except ModuleNotFoundError as error:

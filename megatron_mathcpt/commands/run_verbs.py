@@ -26,7 +26,7 @@ Scale = Annotated[str | None, Option(help="a scale defined in the study file, su
 Verify = Annotated[bool, Option(help="compare the logits of both models")]
 
 
-@verb("plan")
+@verb("plan", example="mathcpt plan llama3-8b --gpus 64 --hardware h100")
 def plan(
     model: Annotated[str, Argument(help="known shape (llama3-8b) or path of an HF config.json")],
     overrides: Overrides = None,
@@ -58,7 +58,7 @@ def plan(
             print_table(headings, rows, title)
 
 
-@verb("average")
+@verb("average", example="mathcpt average runs/mine --last 3 --out runs/mean")
 def average(
     runs: Annotated[list[Path], Argument(metavar="RUN ...", help="run folders, or single checkpoints")],
     out: Annotated[Path, Option(help="run folder to write")],
@@ -74,7 +74,7 @@ def average(
 conversion = group("convert", "Convert checkpoints from and to Hugging Face's and Megatron-LM's.")
 
 
-@verb("to-hf", conversion)
+@verb("to-hf", conversion, example="mathcpt convert to-hf runs/mine --out models/mine --scores scores/after")
 def to_hf(
     run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
     out: Annotated[Path, Option(help="Hugging Face folder to write")],
@@ -100,7 +100,7 @@ def to_hf(
         echo(f"pushed to {hub.upload(out, [*load_manifest(out, 'hf').outputs, CARD], push)}")
 
 
-@verb("from-hf", conversion)
+@verb("from-hf", conversion, example="mathcpt convert from-hf models/base --out runs/base")
 def from_hf(
     folder: Annotated[Path, Argument(help="Hugging Face folder, or OWNER/NAME[@REVISION] on its hub")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
@@ -113,7 +113,7 @@ def from_hf(
     _show(out, import_from_hf(folder, out, tokenizer, verify=verify))
 
 
-@verb("from-megatron", conversion)
+@verb("from-megatron", conversion, example="mathcpt convert from-megatron iter_0001000 --out runs/base")
 def from_megatron(
     folder: Annotated[Path, Argument(help="iter_* folder (torch_dist), its parent, or NeMo's")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
@@ -131,7 +131,7 @@ def from_megatron(
     _show(out, import_from_megatron(folder, out, like, tokenizer))
 
 
-@verb("to-megatron", conversion)
+@verb("to-megatron", conversion, example="mathcpt convert to-megatron runs/mine --out megatron/mine")
 def to_megatron(
     run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
     out: Annotated[Path, Option(help="folder to write, for Megatron-LM's --load with --finetune")],
@@ -154,7 +154,7 @@ def _show(out: Path, done: "Converted") -> None:
     echo(f"{out}: {'already there' if done.was_there else 'written'}; {proof}")
 
 
-@verb("train")
+@verb("train", example="mathcpt train run.yaml train.lr=1e-5 --out runs/mine")
 def train(
     config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
@@ -219,7 +219,7 @@ def _address(config: str) -> str:
     return str(installed if installed.is_file() else package.parent / "configs" / "tiny" / "quickstart.yaml")
 
 
-@verb("show")
+@verb("show", example="mathcpt show run.yaml")
 def show(
     config: Annotated[str, Argument(metavar="CONFIG", help="YAML file of a run, or STUDY.yaml:RUN")],
     overrides: Overrides = None,
@@ -232,7 +232,7 @@ def show(
     echo(load_run(_address(config), overrides or (), scale).as_yaml(), nl=False)
 
 
-@verb("dry-run")
+@verb("dry-run", example="mathcpt dry-run run.yaml --gpus 8 --hardware h100")
 def dry_run(
     configs: Annotated[list[str], Argument(metavar="CONFIG ... [section.field=value ...]")],
     gpus: Annotated[int | None, Option(min=1, help="GPUs of each run; optional for a study")] = None,
@@ -297,7 +297,7 @@ def _state(stage: "Stage") -> str:
     return f"done with another {field}" if field else "done" if stage.is_done() else "to do"
 
 
-@verb("run")
+@verb("run", example="mathcpt run run.yaml --out runs/mine\nmathcpt run quickstart --out results")
 def run(
     config: Config,
     overrides: Overrides = None,
@@ -336,7 +336,7 @@ def _run_folder(config: str, out: Path | None) -> Path:
     return out
 
 
-@verb("submit")
+@verb("submit", example="mathcpt submit run.yaml --cluster site.yaml --out runs/mine --dry-run")
 def submit(
     config: Config,
     overrides: Overrides = None,

@@ -39,7 +39,7 @@ class Answering:
     data_parallel_size: Annotated[int, Option(min=1, help="replicas of `vllm`")] = 1
 
 
-@verb("evaluate")
+@verb("evaluate", example="mathcpt evaluate --model models/base --benchmarks samples --out scores/before")
 def evaluate(
     *,
     model: Annotated[str, Option(help="Hugging Face folder or id, run folder, checkpoint, served model")],
@@ -115,7 +115,7 @@ def _show_scores(results: dict[str, Any]) -> None:
     print_table(("task", "accuracy in % ± s.e.", "ungraded", "bits per byte", "cut in %"), rows, bare=True)
 
 
-@verb("contamination")
+@verb("contamination", example="mathcpt contamination scores/before --documents my.jsonl --task a=a.jsonl")
 def contamination(
     *,
     evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
@@ -141,7 +141,7 @@ def contamination(
     print_table(("task", "items", "overlapping", "accuracy in %", "without them"), rows, str(out))
 
 
-@verb("compare")
+@verb("compare", example="mathcpt compare scores/before scores/after")
 def compare(
     baseline: Annotated[Path, Argument(help="folder of a run, of an evaluation, or of lm-eval's output")],
     candidate: Annotated[Path, Argument(help="another; of lm-eval's output also a log or results file")],
@@ -164,7 +164,7 @@ def compare(
         echo(sentence)
 
 
-@verb("report")
+@verb("report", example="mathcpt report runs --compare before:mine")
 def report(
     root: Annotated[Path, Argument(help="folder of results, with one folder per run")],
     out: Annotated[Path | None, Option(help="folder of the report; default: ROOT/report")] = None,
@@ -198,7 +198,7 @@ def print_report(out: Path, title: str) -> None:
         echo(sentence)
 
 
-@verb("mixture")
+@verb("mixture", example="mathcpt mixture search.yaml --out mixtures/mine")
 def mixture(
     config: Annotated[Path, Argument(help="YAML file that a study writes for one of its `mixtures`")],
     out: Annotated[Path, Option(help="folder of best.yaml, for --add, and of check.yaml, for the check run")],
@@ -214,7 +214,7 @@ def mixture(
     echo("\n".join(describe_found({"worth": [], "searches": found}, {})))
 
 
-@verb("status")
+@verb("status", example="mathcpt status runs")
 def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
     """List the runs below a folder: state, steps, tokens, losses, scores."""
     from megatron_mathcpt.report.read import LIST_HEADINGS, list_runs
@@ -225,7 +225,7 @@ def status(root: Annotated[Path, Argument(help="folder of results")]) -> None:
 tracing = group("trace", "The origin of a synthesized record, and the documents of a training step.")
 
 
-@verb("record", tracing)
+@verb("record", tracing, example="mathcpt trace record synthesized/mine RECORD_ID")
 def trace_record(
     folder: Annotated[Path, Argument(help="folder of a synthesis run, or of one shard")],
     record: Annotated[str, Argument(help="id of a record, or SEED/METHOD/SAMPLE of a rejected case")],
@@ -236,7 +236,7 @@ def trace_record(
     echo(json.dumps(trace(folder, record), indent=2, ensure_ascii=False))
 
 
-@verb("step", tracing)
+@verb("step", tracing, example="mathcpt trace step runs/mine 100")
 def trace_step(
     run: Annotated[Path, Argument(help="run folder")],
     step: Annotated[int, Argument(help="optimizer step, from 1")],
