@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ NOT_IMPORTED = {
 }
 # What packages are called where no distribution of theirs may be installed here.
 ABSENT = {"transformer_engine": "transformer-engine", "wandb": "wandb", "ray": "ray"}
+ABSENT |= {"pydantic_core": "pydantic"}  # which pins its other half
 # torch pins its own CUDA.
 OF_TORCH = ("nvidia-", "cuda-", "triton")
 # Of parts that work on a base install, files that import an extra at their start.
@@ -61,9 +63,12 @@ def imported(tree: ast.AST, *, at_start: bool = False) -> Iterator[str]:
             yield from imported(node, at_start=at_start)
 
 
+installed_packages = cache(metadata.packages_distributions)
+
+
 def distributions(names: set[str]) -> set[str]:
     """Distributions of these packages, but for the standard library and ourselves."""
-    installed = metadata.packages_distributions()
+    installed = installed_packages()
     others = names - sys.stdlib_module_names - {"megatron_mathcpt"}
     return {canonicalize_name(ABSENT.get(name) or installed[name][0]) for name in others}
 
