@@ -207,11 +207,6 @@ def response_text(solution: str, answer: str, language: str) -> str:
     return _RESPONSE[language].format(solution=solution, answer=answer)
 
 
-def chat_text(messages: list[JsonObject]) -> str:
-    """A chat as one document of continued pretraining: what is said, without who says it."""
-    return "\n\n".join(message["content"] for message in messages)
-
-
 def cpt_text(problem: Problem) -> str:
     """The problem as one document of continued pretraining."""
     language = problem.language

@@ -19,27 +19,13 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats import indexed_dataset, tokenizer_folder
 from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, SPLITS, TRAIN, VALIDATION
 from megatron_mathcpt.formats.files import hash_file, read_small, write_atomically
-from megatron_mathcpt.formats.indexed_dataset import (
-    count_documents,
-    dataset_writer,
-    read_document,
-    read_lengths,
-    read_sequences,
-    token_dtype,
-)
 from megatron_mathcpt.formats.manifest import OutputFile, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.strict_json import decode_object
-from megatron_mathcpt.formats.tokenizer_folder import (
-    Bos,
-    TokenizerCounts,
-    begin_token,
-    load_tokenizer,
-    named_begin,
-    write_tokenizer,
-)
+from megatron_mathcpt.formats.tokenizer_folder import Bos, TokenizerCounts
 from megatron_mathcpt.log import get_logger, progress, reporting
 from megatron_mathcpt.records import JsonObject
 
@@ -57,11 +43,9 @@ _log = get_logger(__name__)
 
 
 class Pair(NamedTuple):
-    """Where the `.bin` and `.idx` of a pool's split are."""
-
     pool: str
     split: str
-    prefix: Path
+    prefix: Path  # of its `.bin` and `.idx`
 
 
 @dataclass(frozen=True)
@@ -78,9 +62,7 @@ class Checked:
     files: dict[str, OutputFile]  # by suffix
 
 
-class _Known(NamedTuple):
-    """What documents are checked against."""
-
+class _Known(NamedTuple):  # what documents are checked against
     loaded: "tokenizers.Tokenizer"
     info: TokenizerCounts
     begin: int | None  # the token that the tokenizer adds, or else the one that it names
@@ -95,7 +77,6 @@ class Adopted:
 
 
 def named_pairs(pools: Sequence[str], validation: Sequence[str]) -> list[Pair]:
-    """The pairs given as POOL=PREFIX."""
     pairs = []
     for split, words in ((TRAIN, pools), (VALIDATION, validation)):
         for word in words:
@@ -106,8 +87,9 @@ def named_pairs(pools: Sequence[str], validation: Sequence[str]) -> list[Pair]:
     return pairs
 
 
-def _pair(pool: str, split: str, prefix: str) -> Pair:
-    return Pair(pool, split, Path(os.path.abspath(prefix.removesuffix(".bin").removesuffix(".idx"))))
+def _pair(pool: str | None, split: str, prefix: str) -> Pair:
+    path = Path(os.path.abspath(prefix.removesuffix(".bin").removesuffix(".idx")))
+    return Pair(pool or re.sub(r"[^A-Za-z0-9_-]+", "_", path.name), split, path)
 
 
 def listed_pairs(file: Path) -> tuple[list[Pair], dict[str, float]]:
@@ -124,8 +106,7 @@ def listed_pairs(file: Path) -> tuple[list[Pair], dict[str, float]]:
                 _log.warning("%s: 'test' is not used", file)
             continue
         for prefix, weight in _weighted(file, [*map(str, words)]):
-            pair = _pair("", split, prefix)
-            pair = pair._replace(pool=re.sub(r"[^A-Za-z0-9_-]+", "_", pair.prefix.name))
+            pair = _pair(None, split, prefix)
             if (known := pairs.setdefault(pair[:2], pair)) != pair:
                 both = f"{known.prefix} and {pair.prefix}"
                 raise DataError(f"{file}: {both} have one name; rename one, or give POOL=PREFIX")
@@ -169,26 +150,22 @@ def _number(word: str) -> float | None:
         return None
 
 
-def adopt(
-    pairs: Sequence[Pair], weights: Mapping[str, float], tokenizer: Path, out: Path, bos: Bos
-) -> Adopted:
-    """Check all of `pairs` against the tokenizer, then make the corpus folder `out` of them.
-
-    Without `weights` pools count by their tokens, as for Megatron-Core.
-    """
+def adopt(pairs: list[Pair], weights: Mapping[str, float], tokenizer: Path, out: Path, bos: Bos) -> Adopted:
+    """Check all of `pairs` against the tokenizer, then make the corpus folder `out` of them."""
     for (pool, split), count in Counter(pair[:2] for pair in pairs).items():
         if count > 1:
             raise ConfigError(f"pool '{pool}': two prefixes for {split}; a pool has one, so name another")
     with TemporaryDirectory() as folder:
-        write_tokenizer(tokenizer, Path(folder), bos)
-        added = begin_token(tokenizer)
-        begin = named_begin(Path(folder)) if added is None else added
-        known = _Known(*load_tokenizer(Path(folder)), begin)
+        tokenizer_folder.write_tokenizer(tokenizer, Path(folder), bos)
+        added = tokenizer_folder.begin_token(tokenizer)
+        begin = tokenizer_folder.named_begin(Path(folder)) if added is None else added
+        known = _Known(*tokenizer_folder.load_tokenizer(Path(folder)), begin)
         for pair in pairs:
-            read_lengths(pair.prefix)  # every index, before the first tokens
+            indexed_dataset.read_lengths(pair.prefix)  # every index, before the first tokens
         total, done = sum(Path(f"{pair.prefix}.bin").stat().st_size for pair in pairs), [0]
         with reporting(_log, lambda s: f"checked: {progress(done[0] / 1e6, total / 1e6, 'MB', seconds=s)}"):
             found = [_check(pair, known, done) for pair in pairs]
+        # Without weights pools count by their tokens, as for Megatron-Core.
         shares = weights or {one.pair.pool: one.tokens for one in found if one.pair.split == SPLITS[TRAIN]}
         samples, notes = ([x for one in found for x in lines(one, known)] for lines in (_samples, _notes))
         adopted = Adopted(found, samples, notes, _sections(found, shares, out))
@@ -201,7 +178,7 @@ def _check(pair: Pair, known: _Known, done: list[int]) -> Checked:
     files, digest = {suffix: Path(f"{pair.prefix}{suffix}") for suffix in (".bin", ".idx")}, hashlib.sha256()
     info, ends = known.info, dict.fromkeys(sorted(known.info.ends), 0)
     documents, tokens, begun, filled = 0, 0, 0, 0
-    for block, lengths in read_sequences(pair.prefix):
+    for block, lengths in indexed_dataset.read_sequences(pair.prefix):
         digest.update(block.data)
         behind = np.cumsum(lengths, dtype=np.int64)
         for worst in (int(block.max(initial=0)), int(block.min(initial=0))):
@@ -219,19 +196,19 @@ def _check(pair: Pair, known: _Known, done: list[int]) -> Checked:
     hashes = {".bin": digest.hexdigest(), ".idx": hash_file(files[".idx"])}
     found = {end: OutputFile(bytes=file.stat().st_size, sha256=hashes[end]) for end, file in files.items()}
     unended = filled - ends[info.eos_id]
-    return Checked(pair, documents, tokens, count_documents(pair.prefix), begun, ends, unended, found)
+    listed = indexed_dataset.count_documents(pair.prefix)
+    return Checked(pair, documents, tokens, listed, begun, ends, unended, found)
 
 
 def _samples(one: Checked, known: _Known) -> Iterator[str]:
     """The beginnings of the first, a middle and the last document, by which a wrong tokenizer is seen."""
     for number in sorted({0, one.documents // 2, one.documents - 1}) if one.documents else ():
-        ids = read_document(one.pair.prefix, number)[1][:_SHOWN_TOKENS].tolist()
+        ids = indexed_dataset.read_document(one.pair.prefix, number)[1][:_SHOWN_TOKENS].tolist()
         text = known.loaded.decode(ids, skip_special_tokens=False)
         yield f"{one.pair.prefix}:{number}: {text[:_SHOWN_CHARACTERS]!r}"
 
 
 def _notes(one: Checked, known: _Known) -> Iterator[str]:
-    """What a user should know of a pair before training on it."""
     prefix, info, name = one.pair.prefix, known.info, known.loaded.id_to_token
     of = f"of {one.documents:,} documents"
     if one.unended:
@@ -291,26 +268,20 @@ def _fill(adopted: Adopted, prefixes: dict[str, dict[str, str]], tokenizer: Path
     """Write links and files; returns the names of those that are not links."""
     for path in tokenizer.iterdir():
         write_atomically(out / "tokenizer" / path.name, path.read_bytes())
-    vocab_size, empty, shards = load_tokenizer(tokenizer)[1].vocab_size, [], []
+    vocab_size, empty, shards = tokenizer_folder.load_tokenizer(tokenizer)[1].vocab_size, [], []
     for pool, given in prefixes.items():
         for split in SPLITS.values():
             place = f"datasets/{pool}/{split}"
             if prefix := given.get(split):
-                _link(out / f"{place}.bin", Path(f"{prefix}.bin"))
-                _link(out / f"{place}.idx", Path(f"{prefix}.idx"))
+                for suffix in (".bin", ".idx"):
+                    link = out / f"{place}{suffix}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(f"{prefix}{suffix}")
                 shards.append({"name": f"{pool}-{split}", "source": pool, "file": prefix})
             else:
-                with dataset_writer(out / place, token_dtype(vocab_size)):
+                with indexed_dataset.dataset_writer(out / place, indexed_dataset.token_dtype(vocab_size)):
                     empty += [f"{place}.bin", f"{place}.idx"]
     write_atomically(out / "report.json", orjson.dumps({"shards": shards}, option=orjson.OPT_INDENT_2))
     write_atomically(out / SECTIONS, adopted.sections.encode())
     return ["report.json", SECTIONS, *empty, *(f"tokenizer/{path.name}" for path in tokenizer.iterdir())]
-
-
-def _link(link: Path, target: Path) -> None:
-    """Make or replace a link, at once."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)

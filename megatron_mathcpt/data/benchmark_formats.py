@@ -16,9 +16,8 @@ from megatron_mathcpt.records import JsonObject
 
 _LETTERS = "ABCDEFGH"
 _CALCULATOR = re.compile(r"<<.*?>>")  # GSM8K's annotations of the arithmetic
-_NUMBERED = re.compile(
-    r"\d+\s*[.．、]?\s*(?:[(（]\s*\d+\s*分\s*[)）])?\s*"
-)  # number and points of a question
+# A question's number and points.
+_NUMBERED = re.compile(r"\d+\s*[.．、]?\s*(?:[(（]\s*\d+\s*分\s*[)）])?\s*")
 _INSTRUCTION = re.compile(r"请完成下面一道选择题.*\n")
 _GRADES = {"初一": 7, "七年级": 7, "初二": 8, "八年级": 8, "初三": 9, "九年级": 9, "初中": 7, "中考": 9}
 _FIGURE = re.compile("如图|下图|右图|左图|图中|图示")

@@ -85,7 +85,7 @@ class Originals:
     """The folder of original files. A home that cannot be reached is asked only once."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
-        self.folder, self._report = folder, report
+        self.folder, self.report = folder, report
         self._unreachable: dict[str, str] = {}  # homes, and why
         self._missing: dict[str, str] = {}  # files, and their addresses
 
@@ -95,7 +95,7 @@ class Originals:
         if path.is_file():
             if expected in (None, found := hash_file(path)):
                 return found
-            self._report(f"{path}: SHA-256 is {found}, not {expected}: fetched again")
+            self.report(f"{path}: SHA-256 is {found}, not {expected}: fetched again")
         try:
             if home not in self._unreachable:
                 self._bring(file, path)
@@ -156,16 +156,14 @@ def download_benchmarks(
     errors: list[MathCptError] = []
     for name in chosen:
         try:
-            if manifest := _bring_set(out / (sets[name].folder or name), sets[name], originals, report):
+            if manifest := _bring_set(out / (sets[name].folder or name), sets[name], originals):
                 there[name] = manifest
         except MathCptError as error:
             errors.append(DataError(f"{name}: {error}"))
     return there, errors + originals.errors()
 
 
-def _bring_set(
-    folder: Path, one: BenchmarkSet, originals: Originals, report: Callable[[str], None]
-) -> manifests.Manifest | None:
+def _bring_set(folder: Path, one: BenchmarkSet, originals: Originals) -> manifests.Manifest | None:
     files, known, counts = (*one.test, *one.fewshot), dict[str, str](), JsonObject()
     config = one.model_dump(mode="json")
     if (folder / manifests.FILE_NAME).is_file():
@@ -177,7 +175,7 @@ def _bring_set(
                 return manifest
             known = {}
         except ManifestError as error:
-            report(f"{error}: made again")
+            originals.report(f"{error}: made again")
     with locked_folder(folder, "benchmark", ("test.jsonl", "fewshot.jsonl")):
         found = {its.label(): originals.fetch(its, its.sha256 or known.get(its.label())) for its in files}
         inputs = {label: sha256 for label, sha256 in found.items() if sha256}

@@ -27,17 +27,9 @@ from datatrove.utils.logging import logger as datatrove_logger
 from megatron_mathcpt.config.cluster import ClusterConfig
 from megatron_mathcpt.config.corpus import Corpus
 from megatron_mathcpt.config.packages import check_build, check_installed
+from megatron_mathcpt.data import prepare
 from megatron_mathcpt.data.duplicates import decide
-from megatron_mathcpt.data.prepare import (
-    DONE,
-    ShardWork,
-    check_parts,
-    count_lines,
-    other_inputs,
-    prepare,
-    read_counts,
-    stamp,
-)
+from megatron_mathcpt.data.prepare import DONE, ShardWork
 from megatron_mathcpt.data.publish import RESULTS, check_tokenizer, finish, make_tokenizer, publish, split
 from megatron_mathcpt.data.sources import list_shards
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
@@ -161,11 +153,11 @@ def list_stages(build: Build) -> Iterator[StageTasks]:
     works, config, inputs, tokenizer = build.works, build.config, build.inputs, build.out / "tokenizer"
     parts = [work for work in works if work.shard.part]
     if lines := _lines_works(build):
-        yield StageTasks("lines", [partial(count_lines, work) for work in lines])
+        yield StageTasks("lines", [partial(prepare.count_lines, work) for work in lines])
     # Everything that needs one document only, in parallel: text is read and cut into words once.
-    yield StageTasks("prepare", [partial(prepare, work, config, inputs) for work in works])
+    yield StageTasks("prepare", [partial(prepare.prepare, work, config, inputs) for work in works])
     if parts:
-        yield StageTasks("check", [partial(check_parts, parts, config)])
+        yield StageTasks("check", [partial(prepare.check_parts, parts, config)])
     # One task, as a copy may be in any shard; it reads hashes, no text.
     yield StageTasks("decide", [partial(decide, works, config)])
     # After `decide`: a tokenizer is trained on documents that are no copies. Before budgets in its tokens.
@@ -205,8 +197,9 @@ def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int |
 def open_build(config: Corpus, out: Path) -> Build:
     """The build of `config` in `out`; raises `DataError` naming an input that is not found."""
     shards = list_shards(config.sources, config.shard_megabytes * 1e6)
-    works = tuple(ShardWork(shard, out / WORK, stamp(shard, listed=True)) for shard in shards)
-    return Build(config, works, {name: hash_file(file) for name, file in other_inputs(config).items()}, out)
+    works = tuple(ShardWork(shard, out / WORK, prepare.stamp(shard, listed=True)) for shard in shards)
+    inputs = {name: hash_file(file) for name, file in prepare.other_inputs(config).items()}
+    return Build(config, works, inputs, out)
 
 
 def _is_built(build: Build) -> bool:
@@ -255,7 +248,7 @@ def discard_stale_work(build: Build) -> None:
 def _is_prepared(work: ShardWork) -> bool:
     """Whether a shard was prepared, from files that are unchanged since."""
     # By size and times, as terabytes cannot be hashed at every start.
-    return (work.prepared / DONE).is_file() and read_counts(work.prepared).get("seen") == work.seen
+    return (work.prepared / DONE).is_file() and prepare.read_counts(work.prepared).get("seen") == work.seen
 
 
 def describe_build(config: Corpus, out: Path) -> str:

@@ -6,6 +6,7 @@ Templates are programs of others, so they run in jinja2's sandbox.
 
 import json
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,11 +59,9 @@ class ChatTemplate:
         if not source:
             remedy = f"add chat_template to the tokenizer's {file.name} and build the corpus again"
             raise DataError(f"{folder}: its tokenizer has no chat template, and the pool has chats; {remedy}")
-        loops = "jinja2.ext.loopcontrols"
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loops]
-        )
-        environment.filters["tojson"] = _to_json
+        added = [_Generation, "jinja2.ext.loopcontrols"]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=added)
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja2's escapes HTML
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _TODAY.strftime}
         try:
             self._template = environment.from_string(source)
@@ -122,7 +121,3 @@ def _default(found: object) -> str:
 
 def _refuse(message: str) -> None:
     raise TemplateError(message)
-
-
-def _to_json(value: object, *, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)  # jinja2's escapes HTML

@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.config.corpus import Decontaminate
-from megatron_mathcpt.data.sources import require_rows
 from megatron_mathcpt.data.texts import list_inputs, read_texts
 from megatron_mathcpt.data.words import DIGITS, IDEOGRAPH, SYMBOL, Hashes, Indices, Words, batches, cut_words
 from megatron_mathcpt.errors import DataError, EvaluationError
 from megatron_mathcpt.formats.benchmark import MAX_ITEMS
 from megatron_mathcpt.formats.evaluation_folder import samples_path
-from megatron_mathcpt.formats.files import Row, hash_file, list_files, read_rows
+from megatron_mathcpt.formats.files import hash_file, list_files, numbered_lines, read_rows
 from megatron_mathcpt.formats.manifest import load_manifest, verify_part
+from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.records import JsonObject, prompt_text
 from megatron_mathcpt.statistics import accuracy_standard_error
 
@@ -185,7 +185,12 @@ def load_items(file: Path) -> list[BenchmarkQuestion]:
     """Read a benchmark file; raises `DataError` with file and line for an item without question."""
     items, name = list[BenchmarkQuestion](), f"{file.parent.name}/{file.name.split('.')[0]}"  # `gsm8k/test`
     rest = _MAX_CHARACTERS
-    for where, row in require_rows(file):
+    for number, line in numbered_lines(file):
+        where = f"{file}:{number}"
+        try:
+            row = decode_object(line)
+        except DataError as error:
+            raise DataError(f"{where}: {error}; fix or remove the line") from error
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: item without 'question'; correct the benchmark file")
@@ -202,11 +207,6 @@ def load_items(file: Path) -> list[BenchmarkQuestion]:
 def benchmark_files(config: Decontaminate | None) -> list[Path]:
     """Files of the benchmarks in `config`; none if the build does not decontaminate."""
     return [file for path in (config.benchmarks if config else ()) for file in list_files(path, "benchmark")]
-
-
-class _Graded(Row):
-    id: str
-    correct: bool
 
 
 def overlap_report(
@@ -231,7 +231,7 @@ def overlap_report(
     found: dict[str, JsonObject] = {}
     for task, path in tasks.items():
         own = {item.id: share for item, share in islice(shares, len(load_items(path)))}
-        rows = [row.model_dump() for row in read_rows(samples_path(evaluation, task), _Graded)]
+        rows = read_rows(samples_path(evaluation, task), JsonObject)
         overlap = {name: round(share, 4) for name, share in own.items() if share}
         found[task] = {**scores_without(rows, own, threshold), "overlap": overlap}
     words, characters = rules.ngram_words, rules.ngram_characters
@@ -239,10 +239,7 @@ def overlap_report(
 
 
 def scores_without(rows: list[JsonObject], shares: dict[str, float], limit: float) -> JsonObject:
-    """Scores over all items in `rows` of a samples file, those with overlap below `limit`, and the rest.
-
-    `accuracy` and `stderr` are None for too few items.
-    """
+    """Scores over all items in `rows` of a samples file, those with overlap below `limit`, and the rest."""
     if missing := [row["id"] for row in rows if row["id"] not in shares]:
         raise EvaluationError(f"item '{missing[0]}': in the samples, but not in the task file")
     parts = {

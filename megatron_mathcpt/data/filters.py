@@ -48,7 +48,6 @@ def above(reason: str, measured: float, limit: float | None) -> Drop | None:
 
 
 def below(reason: str, measured: float, limit: float | None) -> Drop | None:
-    """A drop if `measured` is less than `limit`; None turns the rule off."""
     return Drop(reason, measured, limit) if limit is not None and measured < limit else None
 
 
@@ -165,9 +164,8 @@ def _repeated_lines_drop(text: str, rules: Repetition) -> Drop | None:
 def repeated_ngrams(words: Words, length: int) -> tuple[Indices, Indices]:
     """Characters in repeated n-grams of `length` words, two counts for every text.
 
-    First, in all occurrences of the most frequent n-gram, 0 if none occurs twice; with one space between
-    words, as in datatrove, and the longest of equally frequent ones. Second, in n-grams that occurred before,
-    each character once.
+    First, in all occurrences of the most frequent n-gram (0 if none occurs twice; the longest of several),
+    with one space between words, as in datatrove. Second, in n-grams that occurred before, each once.
     """
     # Datatrove's second count is lower, as it jumps over each n-gram that it finds; ours is the paper's. An
     # n-gram that occurs once is no repetition, however much of a short text it is.

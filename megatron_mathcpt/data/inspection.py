@@ -13,19 +13,12 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-import orjson
 from rich.console import Console
 
-from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import corpus_folder
-from megatron_mathcpt.formats.corpus_folder import (
-    SPLITS,
-    AdoptedCorpus,
-    CorpusFolder,
-    Kept,
-    Selection,
-    corpus_counts,
-)
+from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts
+from megatron_mathcpt.formats.files import parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.formats.lost_escapes import HIDDEN
 from megatron_mathcpt.records import JsonObject, Problem, problem_steps
@@ -106,10 +99,7 @@ def _scan(path: Path, text: str) -> Iterator[tuple[int, JsonObject]]:
     with path.open("rb") as file:
         for number, line in enumerate(file):
             if needle in line:
-                try:
-                    yield number, orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number + 1}: {error}; build the corpus again") from error
+                yield number, parse_row(line, path, number + 1)
 
 
 def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Counter[str]]:
@@ -140,10 +130,11 @@ def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable
 
 def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
     """Tokens of each selected document, including the end-of-text token."""
-    rest = {n: read_lengths(corpus.dataset(selection.pool, split))[0] for n, split in SPLITS.items()}
+    names = corpus_folder.SPLITS.items()
+    rest = {number: read_lengths(corpus.dataset(selection.pool, split))[0] for number, split in names}
     for _, block, chosen in corpus.blocks(selection):
         found = np.empty(len(block), np.int32)
-        for split in SPLITS:
+        for split in corpus_folder.SPLITS:
             inside = block["split"] == split
             found[inside], rest[split] = np.split(rest[split], [inside.sum()])
         yield from found[chosen].tolist()
@@ -151,11 +142,8 @@ def token_lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[int]:
 
 def lengths(corpus: CorpusFolder, selection: Selection) -> Iterator[JsonObject]:
     """Distributions of tokens per document of one source, and of steps per problem if known."""
-
-    def between(bits: int) -> str:
-        return f"{1 << bits >> 1:,}–{(1 << bits) - 1:,}" if bits > 1 else f"{bits}"
-
-    found = describe(token_lengths(corpus, selection), int.bit_length, between)  # from power to power of two
+    tokens = token_lengths(corpus, selection)  # in bars from power to power of two
+    found = describe(tokens, int.bit_length, lambda n: f"{2**n // 2:,}–{2**n - 1:,}" if n > 1 else str(n))
     source = corpus.manifest.config["sources"][selection.source]
     if total := found["total"]:
         unit, title = "tokens per document", "tokens, with the end-of-text token"
@@ -249,7 +237,7 @@ class Screen:
                     "dataset": f"{dataset}, document {one.index}",
                     "tokens": f"{first} up to, not including, {first + len(ids)}",
                 }
-                if isinstance(corpus, AdoptedCorpus):
+                if isinstance(corpus, corpus_folder.AdoptedCorpus):
                     way["document"] = f"{one.row['text'][:_SHOWN_CHARACTERS]!r}"
             else:
                 self._head(one["pool"])

@@ -66,10 +66,8 @@ def band_keys(rows: Signatures, bands: int) -> Hashes:
 
 
 def memory_bytes(documents: int, values: int) -> int:
-    """What `find_duplicates` allocates for so many documents with signatures of so many values.
-
-    Compiles it first, so that this is no part of what it allocates.
-    """
+    """What `find_duplicates` allocates for so many documents with signatures of so many values."""
+    # Compiled first, so that this is no part of it.
     two, row = np.zeros(2, np.uint64), np.zeros((2, 1), np.uint32)
     find_duplicates(2, lambda: [two], lambda: [two], [lambda: [two]], row.__getitem__, 0)
     compared = min(documents, _PAIRS) * values * (4 + 4 + 1)  # two signatures, and where they agree
@@ -115,10 +113,8 @@ def find_duplicates(
 
 @jit
 def _heads(keys: Hashes, low: int, high: int, slots: Hashes) -> Indices:
-    """For documents `low` to `high` the first one with an equal key, or -1 if that is the document itself.
-
-    `slots` is a hash table of the documents before: number + 1, and 32 bits of the key.
-    """
+    """For documents `low` to `high` the first one with an equal key, or -1 if that is the document itself."""
+    # `slots` is a hash table of the documents before: number + 1, and 32 bits of the key.
     heads, size = np.full(high - low, -1), np.uint64(len(slots))
     number, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     for document in range(low, high):

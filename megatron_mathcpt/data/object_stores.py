@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from megatron_mathcpt.errors import DataError, one_line
@@ -38,10 +39,6 @@ class StoredFile:
     @property
     def name(self) -> str:
         return self.url.rpartition("/")[2]
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
 
 
 def list_stored(url: str, what: str) -> tuple[str, list[StoredFile]]:
@@ -83,7 +80,7 @@ def look_up(file: StoredFile) -> StoredFile:
     return _describe(store, path, _ask(file.url, partial(store.info, path)))
 
 
-def _describe(store: Any, path: str, info: JsonObject) -> StoredFile:
+def _describe(store: AbstractFileSystem, path: str, info: JsonObject) -> StoredFile:
     url = store.unstrip_protocol(path)
     tag = next((info[name] for name in (*_TAGS, *_TIMES) if info.get(name)), "")
     # A time is a number or not, in a list and elsewhere.
@@ -110,7 +107,7 @@ def _fetch(file: StoredFile, place: Path) -> Path:
     return place
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
     protocol = url.partition("://")[0]
     try:
         return url_to_fs(url)  # type: ignore[no-any-return]

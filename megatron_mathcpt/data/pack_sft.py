@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import orjson
 
 from megatron_mathcpt.data.sft_records import RecordRule, SftRecords
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
-from megatron_mathcpt.formats.files import hash_json, write_atomically
+from megatron_mathcpt.formats.files import hash_json, parse_row, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part
 from megatron_mathcpt.formats.manifest import (
     Manifest,
@@ -95,8 +94,7 @@ def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int
     """Pack the training split of a pool into `out` (manifest kind "sft", see formats/sft_folder.py).
 
     Counts `documents` = `records` + `not_problems` + those of each `dropped_` reason; with `_tokens`, their
-    tokens, and of those that were `cut` the tokens that were cut off. Raises `DataError` if there is no
-    record.
+    tokens, and of those that were `cut` the tokens that were cut off.
     """
     manifest = load_manifest(corpus, KIND)
     inputs = {"corpus": manifest.fingerprint()}
@@ -148,9 +146,8 @@ def list_blocks(documents: Path, dataset: Path, tokens: int) -> Iterator[Block]:
             lengths = np.zeros(len(places), np.int64)
             found = read_part(dataset, int(passed[1]), int(train.sum()))[0]
             if len(found) != train.sum():
-                raise DataError(
-                    f"{dataset}.idx: fewer documents than {file.name} says; build the corpus again"
-                )
+                what = f"fewer documents than {file.name} says"
+                raise DataError(f"{dataset}.idx: {what}; build the corpus again")
             lengths[train == 1] = found
             sums = np.cumsum([places["bytes"], train, lengths], axis=1, dtype=np.int64) + passed[:, None]
             before = np.concatenate((passed[:, None], sums[:, :-1]), axis=1)
@@ -232,23 +229,16 @@ def _read_rows(pack: Pack, block: Block) -> Iterator[list[tuple[JsonObject, Ids]
             begin = int(ends[low - 1]) if low else 0
             high = max(low + 1, int(np.searchsorted(ends, begin + _LINES)))
             data, edges = file.read(int(ends[high - 1]) - begin), (ends[low:high] - begin).tolist()
-            rows, number = list[tuple[JsonObject, Ids]](), low
-            try:
-                for number, (a, b) in enumerate(pairwise([0, *edges]), low):
-                    if train[number]:
-                        rows.append((orjson.loads(data[a:b]), next(tokens)))
-            except orjson.JSONDecodeError as error:
-                where = f"{file.name}:{block.first + number + 1}"
-                raise DataError(f"{where}: {error}; build the corpus again") from error
-            yield rows
+            spans = enumerate(pairwise([0, *edges]), low)
+            lines = ((data[a:b], block.first + n + 1) for n, (a, b) in spans if train[n])
+            yield [(parse_row(line, file.name, number), next(tokens)) for line, number in lines]
             low = high
 
 
 def fill_samples(lengths: Sequence[int], seq_length: int) -> list[list[int]]:
     """Which records, of these lengths, are in each sample: whole ones, in order, the longest placed first.
 
-    Each is put where it leaves the least space (best fit, decreasing). Samples are in the order of their
-    first records.
+    Each is put where it leaves the least space (best fit, decreasing). Samples are in their records' order.
     """
     samples, spaces, known = list[list[int]](), defaultdict[int, list[int]](list), 0
     for record in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):

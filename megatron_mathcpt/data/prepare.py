@@ -4,7 +4,7 @@ It needs its shard alone, so that shards run in parallel; data/duplicates.py nee
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,13 +25,7 @@ from megatron_mathcpt.data.public_sources import FOUND
 from megatron_mathcpt.data.sources import Document, Skipped, SourceShard, at_hand, read_documents
 from megatron_mathcpt.data.words import DIGITS, Indices, batches, cut_words
 from megatron_mathcpt.errors import DataError
-from megatron_mathcpt.formats.files import (
-    atomic_writer,
-    hash_file,
-    hash_json,
-    read_range,
-    write_atomically,
-)
+from megatron_mathcpt.formats.files import atomic_writer, hash_file, hash_json, read_range, write_atomically
 from megatron_mathcpt.formats.strict_json import encode_json
 from megatron_mathcpt.formats.tokenizer_folder import tokenizer_file
 from megatron_mathcpt.records import JsonObject, id_rank
@@ -113,7 +107,7 @@ def read_counts(folder: Path) -> JsonObject:
 
 
 def write_counts(folder: Path, counts: JsonObject) -> None:
-    """Write a shard's counts, which marks its folder as finished."""
+    """Mark a shard's folder as finished, with its counts."""
     write_atomically(folder / DONE, orjson.dumps(counts))
 
 
@@ -192,13 +186,12 @@ def prepare(work: ShardWork, config: Corpus, inputs: dict[str, str]) -> None:
         sorter = _Sorter(config, shard, files, inputs)
         for block in read_documents(shard, config.sources[shard.source], _first_line(work)):
             sorter.add(block)
-        sorter.check_rejects(last=shard.part is None)
+        _check_rejects(shard, config, sorter.counts, last=shard.part is None)
         if (sha256 := shard.hash()) != before or stamp(shard) != work.seen:
             raise changed(work)
     dropped = dict(sorted(sorter.dropped.items()))
-    known = {"hits": sorter.hits, "sha256": sha256, "seen": work.seen, "reject": sorter.first_reject}
-    counts = {**sorter.counts, "dropped": dropped, "answers": dict(sorter.answers)}
-    write_counts(folder, counts | known)
+    found = {"dropped": dropped, "answers": dict(sorter.answers), "hits": sorter.hits}
+    write_counts(folder, sorter.counts | found | {"sha256": sha256, "seen": work.seen})
 
 
 @lru_cache(maxsize=1)  # a process that prepares many shards indexes the benchmarks once
@@ -219,9 +212,8 @@ class _Sorter:
             rules = config.decontaminate.model_dump_json()
             self._contamination = _load_contamination(rules, tuple(inputs.items()))
             check_inputs(config, inputs)
-        self.first_reject: Skipped | None = None
         self._written = 0  # bytes of kept.jsonl
-        self.counts = {"read": 0, "rejected": 0, "kept": 0}
+        self.counts: JsonObject = {"read": 0, "rejected": 0, "kept": 0, "reject": None}  # the first one
         self.dropped: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()  # of kept problems, by how their answers were found
         self.hits: list[JsonObject] = []
@@ -247,10 +239,10 @@ class _Sorter:
             elif record.id is not None:
                 self._drop(record.reason, record.line, {"id": record.id})
             else:
-                self.first_reject = self.first_reject or record
+                self.counts["reject"] = self.counts["reject"] or asdict(record)
                 self.counts["rejected"] += 1
                 self._write("rejected", {**self._where(record.line), "reason": record.reason})
-        self.check_rejects()
+        _check_rejects(self._shard, self._config, self.counts, last=False)
         for batch in batches(good, [len(document.text) for document in good]):
             self._add_batch(batch)
 
@@ -289,9 +281,8 @@ class _Sorter:
             ids = (f"{self._config.name}\n{document.id}" for document in batch)
             found["ranks.u8"] = np.array([*map(id_rank, ids)], np.uint64)
         if rule := self._config.deduplicate:
-            rows = found["signatures.u4"] = minhash.signatures(
-                words, rule.shingle_words, rule.bands * rule.rows
-            )
+            rows = minhash.signatures(words, rule.shingle_words, rule.bands * rule.rows)
+            found["signatures.u4"] = rows
             found |= zip(band_files(rule.bands), minhash.band_keys(rows, rule.bands), strict=True)
         for name, array in found.items():
             self._files[name].write(array[clean].data)
@@ -304,34 +295,28 @@ class _Sorter:
         return {"shard": self._shard.name, "file": self._shard.place, "line": line}
 
     def _write(self, name: str, row: object) -> int:
-        """Write a row; returns its bytes."""
         return self._files[f"{name}.jsonl"].write(encode_json(row) + b"\n")
 
-    def check_rejects(self, last: bool = False) -> None:
-        """Raise at the first reject if none is allowed, else at the end if there are too many."""
-        _check_rejects(self._shard, self._source.reject_limit, self.counts, self.first_reject, last=last)
 
-
-def _check_rejects(
-    shard: SourceShard, limit: float, counts: Mapping[str, int], reject: Skipped | None, *, last: bool
-) -> None:
-    read, rejected = counts["read"], counts["rejected"]
+def _check_rejects(shard: SourceShard, config: Corpus, counts: JsonObject, *, last: bool) -> None:
+    """Raise at the first reject if none is allowed, else at the end if there are too many."""
+    limit = config.sources[shard.source].reject_limit
+    read, rejected, reject = counts["read"], counts["rejected"], counts["reject"]
     if last and not read:
         raise DataError(f"{shard.place}: no records; remove the file or give one with content")
     if reject and (limit == 0 or (last and rejected > limit * read)):
-        where, field = f"{shard.place}:{reject.line}", f"sources.{shard.source}.reject_limit"
+        where, field = f"{shard.place}:{reject['line']}", f"sources.{shard.source}.reject_limit"
         remedy = f"correct the line, or raise {field} (rejected {rejected} of {read})"
-        raise DataError(f"{where}: {reject.reason}; {remedy}")
+        raise DataError(f"{where}: {reject['reason']}; {remedy}")
 
 
 def check_parts(works: Sequence[ShardWork], config: Corpus) -> None:
     """Raise for a file in parts what `prepare` raises at the end of a whole one."""
     for _, (first, *others) in groupby(works, key=lambda work: work.shard.name):
         parts = [read_counts(work.prepared) for work in (first, *others)]
-        counts = {name: sum(part[name] for part in parts) for name in ("read", "rejected")}
-        reject = next((Skipped(**part["reject"]) for part in parts if part["reject"]), None)
-        limit = config.sources[first.shard.source].reject_limit
-        _check_rejects(first.shard, limit, counts, reject, last=True)
+        counts: JsonObject = {name: sum(part[name] for part in parts) for name in ("read", "rejected")}
+        counts["reject"] = next((part["reject"] for part in parts if part["reject"]), None)
+        _check_rejects(first.shard, config, counts, last=True)
 
 
 def _row(document: Document) -> JsonObject:

@@ -76,22 +76,18 @@ def _numinamath(row: JsonObject) -> Adapted:
 
 
 def _lila(row: JsonObject) -> Adapted:
-    """In the original files the names are `Input`, `Output Program`, `Output Answer`, the last two lists.
-
-    The solution is the program: there is no other explanation.
-    """
-    program = _first(row.get("output_program", row.get("Output Program")))
-    answer = _first(row.get("output_answer", row.get("Output Answer")))
-    question = row.get("input", row.get("Input"))
-    return row | {"input": question, "output_program": program, "output_answer": answer}
+    """The solution is the program: there is no other explanation."""
+    # In the original files the last two are lists.
+    names = {"input": "Input", "output_program": "Output Program", "output_answer": "Output Answer"}
+    found = {ours: row.get(ours, row.get(theirs)) for ours, theirs in names.items()}
+    return row | {key: (one or [None])[0] if isinstance(one, list) else one for key, one in found.items()}
 
 
 def _tal_scq5k(row: JsonObject) -> Adapted:
     """`answer_option_list` is a list of lists of {aoVal, content}; `answer_analysis` is a list of texts."""
     options = [option for part in _list(row.get("answer_option_list")) for option in _list(part)]
-    lines = [
-        f"{one.get('aoVal')}. {str(one.get('content')).strip()}" for one in options if isinstance(one, dict)
-    ]
+    known = (option for option in options if isinstance(option, dict))
+    lines = [f"{option.get('aoVal')}. {str(option.get('content')).strip()}" for option in known]
     analysis = "\n".join(part for part in _list(row.get("answer_analysis")) if isinstance(part, str))
     return {**row, "problem": "\n".join([str(row.get("problem") or ""), *lines]), "answer_analysis": analysis}
 
@@ -187,17 +183,11 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _first(value: object) -> object:
-    return (value[0] if value else None) if isinstance(value, list) else value
-
-
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
 class Note(Row):
-    """What is in a downloaded folder."""
-
     source: str  # repository and pattern
     repository: str
     revision: str
@@ -222,7 +212,8 @@ def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> 
     """
     from huggingface_hub import HfApi
 
-    note, wish = _read_note(out / NOTE), f"{source.repository}:{source.pattern}"
+    again, wish = "remove it to download all files again", f"{source.repository}:{source.pattern}"
+    note = read_json(out / NOTE, Note, again) if (out / NOTE).is_file() else None
     if note and note.repository != source.repository:
         raise DataError(f"{out}: contains {note.repository}; give another folder for {source.repository}")
     files = note.files if note else {}
@@ -266,10 +257,6 @@ def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> 
     note = Note(source=wish, repository=source.repository, revision=revision, files=files)
     write_atomically(out / NOTE, note.model_dump_json(indent=1).encode())
     return note, wanted
-
-
-def _read_note(path: Path) -> Note | None:
-    return read_json(path, Note, "remove it to download all files again") if path.is_file() else None
 
 
 def _measured(path: Path) -> OutputFile | None:

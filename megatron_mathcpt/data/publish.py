@@ -22,24 +22,12 @@ import numpy as np
 import orjson
 
 from megatron_mathcpt.config.corpus import Budget, Corpus, Tokenizer
-from megatron_mathcpt.data import tokenizer
+from megatron_mathcpt.data import prepare, tokenizer
 from megatron_mathcpt.data.decontaminate import benchmark_files, load_items
 from megatron_mathcpt.data.duplicates import require_memory
 from megatron_mathcpt.data.minhash import DUPLICATES, KEPT
-from megatron_mathcpt.data.prepare import (
-    Array,
-    ShardWork,
-    changed,
-    check_inputs,
-    count_documents,
-    load_array,
-    pools_of,
-    read_counts,
-    read_field,
-    stamp,
-    write_counts,
-)
-from megatron_mathcpt.data.tokenizer import Encoder, Literals
+from megatron_mathcpt.data.prepare import Array, ShardWork, load_array, read_counts
+from megatron_mathcpt.data.tokenizer import Literals, Opened
 from megatron_mathcpt.data.words import Hashes, batches, mix
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import KIND, SPLITS, VALIDATION, make_places
@@ -47,13 +35,7 @@ from megatron_mathcpt.formats.files import atomic_writer, join_files, read_lines
 from megatron_mathcpt.formats.indexed_dataset import Lengths, dataset_writer, merge, token_dtype
 from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.formats.strict_json import decode_object, encode_json
-from megatron_mathcpt.formats.tokenizer_folder import (
-    FILE,
-    TokenizerCounts,
-    load_tokenizer,
-    read_tokenizer,
-    write_tokenizer,
-)
+from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, load_tokenizer, write_tokenizer
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -71,14 +53,14 @@ def make_tokenizer(works: Sequence[ShardWork], config: Corpus, inputs: dict[str,
     settings = config.tokenizer
     if settings.path:
         write_tokenizer(Path(settings.path), folder, settings.bos, settings.added_tokens)
-        check_inputs(config, inputs)
+        prepare.check_inputs(config, inputs)
     else:
         _train_tokenizer(works, config, folder)
     sample = tuple(islice(kept_texts(works), tokenizer.SAMPLE_DOCUMENTS))
     encoder, info = tokenizer.load_encoder(folder, settings.special_literals, settings.engine, sample)
     # For all shards: a process of each need not compare engines again.
     write_atomically(works[0].root / _CHOSEN, orjson.dumps([encoder.name, info.model_dump()]))
-    token = read_tokenizer(folder / FILE).id_to_token
+    token = load_tokenizer(folder)[0].id_to_token
     begin = "no token" if info.bos_id is None else token(info.bos_id)
     size = f"{info.vocab_size:,} tokens, encoded by {encoder.name}"
     _log.info("tokenizer: %s; documents begin with %s, end with %s", size, begin, token(info.eos_id))
@@ -120,19 +102,19 @@ def kept_texts(works: Sequence[ShardWork], share: float = 1.0, seed: int = 0) ->
 def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
     """Decide for every document that is no copy: over its source's budget, for validation, or for train."""
     counts = Counter[str]()
-    for work, count in zip(works, count_documents(works), strict=True):
+    for work, count in zip(works, prepare.count_documents(works), strict=True):
         counts[work.shard.source] += count if config.sources[work.shard.source].budget else 0
     if most := max(counts.values()):
         require_memory("split", most, 50 * most + _ENCODING)
-    for pool in pools_of(config):
+    for pool in prepare.pools_of(config):
         inside = [work for work in works if config.sources[work.shard.source].pool == pool]
         decisions = [np.array(load_array(work.decided / "verdicts.u1")) for work in inside]
         names, low = [work.shard.source for work in inside], 0
         for name, group in groupby(names):
             chosen = slice(low, low := low + len([*group]))
             if budget := config.sources[name].budget:
-                encoder = _encoder(works, config.tokenizer, folder)
-                _apply_budget(budget, inside[chosen], decisions[chosen], *encoder)
+                opened = _encoder(works, config.tokenizer, folder)
+                _apply_budget(budget, inside[chosen], decisions[chosen], opened)
         least = []  # so that every pool can be validated on: the document with the smallest key
         for shard, (work, decided) in enumerate(zip(inside, decisions, strict=True)):
             keys = split_keys(load_array(work.prepared / "whole.u8"), config.seed)
@@ -148,15 +130,9 @@ def split(works: Sequence[ShardWork], config: Corpus, folder: Path) -> None:
             write_atomically(work.decided / "decisions.u1", decided.tobytes())
 
 
-def _apply_budget(
-    budget: Budget,
-    works: Sequence[ShardWork],
-    decisions: Sequence[Array],
-    encoder: Encoder,
-    info: TokenizerCounts,
-) -> None:
+def _apply_budget(budget: Budget, works: list[ShardWork], decisions: list[Array], opened: Opened) -> None:
     """Mark what is over the budget of a source, whose shards are `works`."""
-    flat = np.concatenate(decisions)
+    (encoder, info), flat = opened, np.concatenate(decisions)
     kept = np.flatnonzero(flat == KEPT)
     pairs = [*zip(works, decisions, strict=True)]
     ranks, sizes = (
@@ -169,7 +145,7 @@ def _apply_budget(
     if unit == "tokens":
 
         def count_tokens(part: slice) -> Lengths:
-            return encoder.encode([text for text, *_ in read_field(works, order[part], "text")])[1]
+            return encoder.encode([text for text, *_ in prepare.read_field(works, order[part], "text")])[1]
 
         costs = estimate_tokens(costs, asked, count_tokens, 1 if info.bos_id is None else 2)
     ends = np.cumsum(costs)
@@ -181,12 +157,10 @@ def _apply_budget(
         _log.warning("source '%s': has only %s; all of it is taken", works[0].shard.source, found)
 
 
-def estimate_tokens(
-    sizes: Array, asked: int, count_tokens: Callable[[slice], Lengths], enclosing: int
-) -> Array:
+def estimate_tokens(sizes: Array, asked: int, count: Callable[[slice], Lengths], enclosing: int) -> Array:
     """Tokens of documents in random order from their bytes: counted for the first, a random sample of all.
 
-    A document has the tokens of its text, which `count_tokens` returns, and `enclosing` more.
+    A document has the tokens of its text, which `count` returns, and `enclosing` more.
     Documents are counted until `asked` is reached, or until the sum up to there has a standard error of at
     most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
     through that ratio and on their own.
@@ -194,7 +168,7 @@ def estimate_tokens(
     costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
     for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):
         part, done = slice(batch[0], batch[-1] + 1), batch[-1] + 1
-        costs[part] = count_tokens(part) + enclosing
+        costs[part] = count(part) + enclosing
         if done < min(check, len(sizes)):
             continue
         tokens, seen, check = costs[:done] - enclosing, costs[:done].sum(), done + done // 4
@@ -211,7 +185,7 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     """Write documents, places, duplicates and datasets of one of `works`, tokenized as in `folder`."""
     # Here, as shards are published in parallel.
     if not work.shard.stored and work.shard.hash() != read_counts(work.prepared)["sha256"]:
-        raise changed(work)
+        raise prepare.changed(work)
     encoder, info = _encoder(works, settings, folder)
     shard, out = work.shard, work.published
     raw = [*dict.fromkeys(other.shard.name for other in works)].index(shard.name)
@@ -246,30 +220,29 @@ def publish(work: ShardWork, works: Sequence[ShardWork], settings: Tokenizer, fo
     }
     lost = {reason: int((decisions == value).sum()) for value, reason in REASONS.items()}
     counts["bytes"] = int(load_array(work.prepared / "bytes.u8")[decisions <= VALIDATION].sum())
-    write_counts(out, counts | {"dropped": {reason: count for reason, count in lost.items() if count}})
+    counts["dropped"] = {reason: count for reason, count in lost.items() if count}
+    prepare.write_counts(out, counts)
 
 
-def _encoder(
-    works: Sequence[ShardWork], settings: Tokenizer, folder: Path
-) -> tuple[Encoder, TokenizerCounts]:
+def _encoder(works: Sequence[ShardWork], settings: Tokenizer, folder: Path) -> Opened:
     return _open_encoder((works[0].root / _CHOSEN).read_bytes(), folder, settings.special_literals)
 
 
 @lru_cache(maxsize=1)  # once for all shards of a process
-def _open_encoder(chosen: bytes, folder: Path, literals: Literals) -> tuple[Encoder, TokenizerCounts]:
+def _open_encoder(chosen: bytes, folder: Path, literals: Literals) -> Opened:
     engine, info = orjson.loads(chosen)
     return tokenizer.open_encoder(folder, literals, engine), TokenizerCounts.model_validate(info)
 
 
 def _originals(works: Sequence[ShardWork], firsts: Array) -> Iterator[JsonObject]:
     for low in range(0, len(firsts), _ORIGINALS):
-        for identity, shard, line in read_field(works, firsts[low : low + _ORIGINALS], "id"):
+        for identity, shard, line in prepare.read_field(works, firsts[low : low + _ORIGINALS], "id"):
             yield {"kept": identity, "shard": shard, "line": line}
 
 
 def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], out: Path) -> None:
     """Join the shards of each pool in `out`, write `report.json` and the manifest, remove the work folder."""
-    for pool in pools_of(config):
+    for pool in prepare.pools_of(config):
         _join_pool(pool, [work for work in works if config.sources[work.shard.source].pool == pool], out)
     prepared = [read_counts(work.prepared) for work in works]
     counts = _counts(works, prepared, config, out)
@@ -288,11 +261,11 @@ def finish(works: Sequence[ShardWork], config: Corpus, inputs: dict[str, str], o
             leftover.unlink()
     # A shard is read again only if its times have changed: `publish` has compared its content.
     with ThreadPoolExecutor() as threads:  # a store takes its time
-        stamps = [*threads.map(stamp, [work.shard for work in works])]
+        stamps = [*threads.map(prepare.stamp, [work.shard for work in works])]
     for work, found, now in zip(works, prepared, stamps, strict=True):
         if now != work.seen and (work.shard.stored or work.shard.hash() != found["sha256"]):
-            raise changed(work)
-    check_inputs(config, inputs)
+            raise prepare.changed(work)
+    prepare.check_inputs(config, inputs)
     # `inputs` has the other files: benchmarks and tokenizer.
     raw = {work.shard.input: found["sha256"] for work, found in zip(works, prepared, strict=True)}
     raw |= {f"{work.shard.input} in its store": work.seen for work in works if work.shard.stored}

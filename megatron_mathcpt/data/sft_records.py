@@ -19,15 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from megatron_mathcpt.data import tokenizer as engines
 from megatron_mathcpt.data.chat_template import ChatTemplate, RefusedChat, RenderedChat
-from megatron_mathcpt.data.tokenizer import (
-    SAMPLE_DOCUMENTS,
-    Encoder,
-    EngineName,
-    Literals,
-    ReferenceEncoder,
-    load_encoder,
-)
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.indexed_dataset import Ids, TokenType, split_tokens, token_dtype
 from megatron_mathcpt.formats.sft_folder import Example
@@ -46,8 +39,8 @@ class RecordRule:
 
     tokenizer: Path
     info: TokenizerCounts
-    literals: Literals  # of the corpus's own tokens
-    engine: EngineName
+    literals: engines.Literals  # of the corpus's own tokens
+    engine: engines.EngineName
     seq_length: int
     cut: bool  # what is too long, at a step or turn; else it is dropped
     roles: frozenset[str]  # whose messages are trained; of a problem the user asks, the assistant solves
@@ -67,8 +60,8 @@ class Lost(NamedTuple):
 class TokenSpans:
     """Where the tokens of a text begin in it, from the bytes that each token of the vocabulary spells."""
 
-    def __init__(self, folder: Path, literals: Literals) -> None:
-        self._folder, self._tokenizer = folder, ReferenceEncoder(folder, literals).tokenizer
+    def __init__(self, folder: Path, literals: engines.Literals) -> None:
+        self._folder, self._tokenizer = folder, engines.ReferenceEncoder(folder, literals).tokenizer
         self.added = self._tokenizer.get_added_tokens_decoder()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         vocabulary = {token: number for token, number in vocabulary.items() if number not in self.added}
@@ -227,13 +220,13 @@ class SftRecords:
         return self._spans if rule.literals == "control" else TokenSpans(rule.tokenizer, "control")
 
     @cached_property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> engines.Encoder:
         # The sample is the beginning of the pool, so that all of it is tokenized by the same engine.
         with self._documents.open("rb") as file:
-            rows = [orjson.loads(line) for line in islice(file, SAMPLE_DOCUMENTS)]
+            rows = [orjson.loads(line) for line in islice(file, engines.SAMPLE_DOCUMENTS)]
         chats = [self._render(row) for row in rows if "messages" in row]
         texts = [chat.text for chat in chats if isinstance(chat, RenderedChat)]
-        return load_encoder(self._rule.tokenizer, "control", self._rule.engine, texts)[0]
+        return engines.load_encoder(self._rule.tokenizer, "control", self._rule.engine, texts)[0]
 
 
 def _count_whole(text: str, begins: Places, ends: Sequence[int]) -> int:

@@ -37,10 +37,9 @@ def cut_file(path: Path, most: float) -> list[Part] | list[None]:
         cuts += _group_cuts(path, size, most)
     if len(cuts) == 1:
         return [None]
-    table, parts = path.suffix == ".parquet", enumerate(pairwise([*cuts, (1 << 62, size)]))
-    return [
-        Part(n, (begin, end), (first, last) if table else None) for n, ((first, begin), (last, end)) in parts
-    ]
+    table, spans = path.suffix == ".parquet", pairwise([*cuts, (1 << 62, size)])
+    parts = (((begin, end), (first, last)) for (first, begin), (last, end) in spans)
+    return [Part(number, span, rows if table else None) for number, (span, rows) in enumerate(parts)]
 
 
 def _line_cuts(path: Path, size: int, most: float) -> Iterator[int]:

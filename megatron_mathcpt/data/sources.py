@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.object_stores import StoredFile, fetched, is_url, list_stored
+from megatron_mathcpt.data.object_stores import StoredFile, fetched, list_stored
 from megatron_mathcpt.data.public_sources import ADAPTERS
 from megatron_mathcpt.data.source_files import GROUPED_ROWS, Part, cut_file
 from megatron_mathcpt.data.words import compose
@@ -27,16 +27,7 @@ from megatron_mathcpt.formats.json_arrays import split_array
 from megatron_mathcpt.formats.lost_escapes import restore_commands
 from megatron_mathcpt.formats.strict_json import decode_object
 from megatron_mathcpt.formats.tables import EVERY, table_lines
-from megatron_mathcpt.records import (
-    ROLES,
-    JsonObject,
-    Problem,
-    chat_text,
-    cpt_text,
-    flat_row,
-    id_rank,
-    problem_of_row,
-)
+from megatron_mathcpt.records import ROLES, JsonObject, Problem, cpt_text, flat_row, id_rank, problem_of_row
 
 _TRAILING = re.compile(r"(?<![ \t])[ \t]++$", re.MULTILINE)  # each run of spaces is tried once
 # The rule of datatrove's PIIFormatter, which FineWeb uses; not its rule for IP addresses, which
@@ -48,8 +39,6 @@ _ADDRESS = re.compile(
 )
 _LOCAL = "A-Za-z0-9!#$%&'*+/=?^_`{|}~-"
 _BEFORE_AT, _FIRST = re.compile(rf"(?<![.{_LOCAL}])[.{_LOCAL}]++(?=@)"), re.compile(rf"\b[{_LOCAL}]")
-
-
 _SHAREGPT = {"role": "from", "content": "value"}  # our names of a message's fields, and ShareGPT's
 _ROLES = {name: name for name in ROLES} | {"human": "user", "gpt": "assistant"}
 
@@ -126,13 +115,10 @@ Rows = Iterator[list[NumberedRow | Skipped]]  # in blocks
 
 
 def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceShard]:
-    """All input files by precedence, those over `most` bytes in parts, text files by folder.
-
-    Raises `DataError` for a source without any.
-    """
+    """All input files by precedence, those over `most` bytes in parts, text files by folder."""
     shards = list[SourceShard]()
     for name, source in sources.items():
-        if is_url(source.path):
+        if "://" in source.path:
             shards += _list_stored(name, source.path)
             continue
         found, given = raw.list_files(source.path, f"source '{name}'"), Path(source.path)
@@ -143,9 +129,8 @@ def list_shards(sources: dict[str, Source], most: float = inf) -> list[SourceSha
             root = root.parent
         units: dict[Path, list[Path]] = {}
         for file in filter(Path.is_file, found):
-            units.setdefault(file.parent if file.suffix in raw.TEXTS and file != given else file, []).append(
-                file
-            )
+            unit = file.parent if file.suffix in raw.TEXTS and file != given else file
+            units.setdefault(unit, []).append(file)
         with ThreadPoolExecutor() as pool:
             cuts = [*pool.map(cut_file, units, repeat(most))]
         for number, ((path, files), parts) in enumerate(zip(units.items(), cuts, strict=True)):
@@ -210,7 +195,8 @@ def _record(row: JsonObject, number: int, shard: SourceShard, source: Source) ->
             return Document(identity, _cleaned(row, source, "text"), label, number)
         if source.kind == "chat":
             messages = _messages(row, source)
-            return Document(identity, chat_text(messages), label, number, messages=messages)
+            said = "\n\n".join(message["content"] for message in messages)  # without who says it
+            return Document(identity, said, label, number, messages=messages)
         problem = _problem(row, source, {"id": identity, "source": label})
     except DataError as error:
         return Skipped(number, str(error))
@@ -314,7 +300,8 @@ def read_rows(shard: SourceShard, first: int = 1) -> Rows:
         elif part:
             yield from _line_rows(raw.split_lines(raw.read_blocks(path, part.span), first))
         else:
-            yield from _json_rows(path)
+            document, blocks = raw.open_json(path)
+            yield from _grouped(split_array(blocks)) if document else _line_rows(raw.split_lines(blocks))
     except DamagedFile as error:
         raise DataError(f"{shard.place}:{error}") from error
 
@@ -334,21 +321,6 @@ def _line_row(line: bytes | DataError, number: int) -> NumberedRow | Skipped:
         raise DamagedFile(f"{number}: {error}") from error
     except DataError as error:
         return Skipped(number, str(error))
-
-
-def require_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """`file:line` and row of each non-blank JSON line; raises `DataError` for a bad line."""
-    for number, line in raw.numbered_lines(path):
-        try:
-            yield f"{path}:{number}", decode_object(line)
-        except DataError as error:
-            raise DataError(f"{path}:{number}: {error}; fix or remove the line") from error
-
-
-def _json_rows(path: Path) -> Rows:
-    """Records of a JSON document, such as an array, else of JSON lines."""
-    document, blocks = raw.open_json(path)
-    yield from _grouped(split_array(blocks)) if document else _line_rows(raw.split_lines(blocks))
 
 
 def _grouped(lines: Iterable[bytes | DataError], before: int = 0) -> Rows:

@@ -19,6 +19,7 @@ from megatron_mathcpt.formats.files import TEXTS, read_range
 
 _PART_BYTES = 128e6  # of a plain file, after which its position is known
 _SHOWN_KEYS = 12
+Texts = tuple[int, list[list[str]]]  # of each field; before them, how many bytes of files were read whole
 _KINDS: dict[type, str] = {type(None): "null", bool: "true or false", list: "a list", dict: "an object"}
 
 
@@ -34,11 +35,8 @@ def list_inputs(paths: Sequence[str]) -> list[SourceShard]:
     return shards
 
 
-def read_texts(shards: Sequence[SourceShard], fields: Sequence[str]) -> Iterator[tuple[int, list[list[str]]]]:
-    """Blocks of the texts in each of `fields`, and of how many bytes of files all were read before.
-
-    Raises `DataError` naming file, line and key of the first record that is damaged or has no such text.
-    """
+def read_texts(shards: Sequence[SourceShard], fields: Sequence[str]) -> Iterator[Texts]:
+    """Blocks of the texts in each of `fields`; `DataError` for the first record that has no such text."""
     done, first = 0, 1
     for shard in shards:
         first = first if shard.part and shard.part.number else 1

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from megatron_mathcpt.data.words import batches
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.files import write_atomically
-from megatron_mathcpt.formats.indexed_dataset import Lengths
+from megatron_mathcpt.formats.indexed_dataset import Ids, Lengths
 from megatron_mathcpt.formats.tokenizer_folder import (
     END_OF_TEXT,
     TokenizerCounts,
@@ -32,7 +31,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
-Tokens = npt.NDArray[np.int32]
+Encoded = tuple[Ids, Lengths]  # the ids of all texts, one after the other, and how many each has
 Literals = Literal["text", "control"]
 EngineName = Literal["auto", "gigatoken", "tokenizers"]
 # gigatoken's cache of words has no limit; a new engine after so many characters bounds the memory.
@@ -67,12 +66,10 @@ Block = TypeVar("Block")
 _log = get_logger(__name__)
 
 
-def train_tokenizer(
-    texts: Iterator[str], vocab_size: int, folder: Path, added_tokens: Sequence[str] = ()
-) -> TokenizerCounts:
+def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path, added: Sequence[str] = ()) -> None:
     """Train a byte-level BPE with single digits into `folder`; the same texts give the same bytes.
 
-    `added_tokens` are not special in the library's sense: they match in every text, and are decoded.
+    `added` tokens are not special in the library's sense: they match in every text, and are decoded.
     Words are cut by Qwen2's pattern, which gigatoken knows: its only number is a digit.
     """
     import tokenizers
@@ -84,19 +81,18 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(added_tokens),
+        vocab_size=vocab_size - len(added),
         special_tokens=[END_OF_TEXT],
         # All bytes, so that any text can be encoded; sorted, for the same ids in every process.
         initial_alphabet=sorted(level.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added_tokens])
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
     tokens = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "clean_up_tokenization_spaces": False}
     write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1).encode())
     write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
-    return load_tokenizer(folder)[1]
 
 
 class ReferenceEncoder:
@@ -110,8 +106,7 @@ class ReferenceEncoder:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
-    def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
-        """Concatenated ids of all texts, and the length of each."""
+    def encode(self, texts: Sequence[str]) -> Encoded:
         parts = [self._pieces(text) for text in texts]
         encoded = [np.array(ids, np.int32) for ids in self._encode(list(chain.from_iterable(parts)))]
         sizes, ends = iter(map(len, encoded)), map(len, parts)
@@ -159,7 +154,7 @@ class GigatokenEncoder:
         self._load = lambda: load_hf_json(tokenizer_json)
         self._engine, self._seen = self._load(), 0
 
-    def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
+    def encode(self, texts: Sequence[str]) -> Encoded:
         if self._seen > _RENEW_CHARACTERS:
             self._engine, self._seen = self._load(), 0
         self._seen += sum(map(len, texts))
@@ -170,11 +165,12 @@ class GigatokenEncoder:
 
 
 Encoder = ReferenceEncoder | GigatokenEncoder
+Opened = tuple[Encoder, TokenizerCounts]
 
 
 def load_encoder(
     folder: Path, literals: Literals, engine: EngineName = "auto", sample: Sequence[str] = ()
-) -> tuple[Encoder, TokenizerCounts]:
+) -> Opened:
     """gigatoken if it is installed and agrees with the reference on the probe and on `sample`."""
     reference = ReferenceEncoder(folder, literals)
     added = [one["content"] for one in _tree(folder).get("added_tokens", []) if not one.get("special")]
@@ -208,9 +204,7 @@ def _tree(folder: Path) -> JsonObject:
     return tree
 
 
-def _load_fast(
-    folder: Path, literals: Literals, texts: Sequence[str], wanted: tuple[Tokens, Lengths]
-) -> Encoder | str:
+def _load_fast(folder: Path, literals: Literals, texts: Sequence[str], wanted: Encoded) -> Encoder | str:
     """gigatoken's encoder, or the reason why it cannot be used."""
     if find_spec("gigatoken") is None:
         return "is not installed"
@@ -225,9 +219,7 @@ def _load_fast(
     return fast if other is None else f"returns other ids than the reference for {other[:30]!r}"
 
 
-def enclose(
-    tokens: Tokens, lengths: Lengths, info: TokenizerCounts, *, end: bool = True
-) -> tuple[Tokens, Lengths]:
+def enclose(tokens: Ids, lengths: Lengths, info: TokenizerCounts, *, end: bool = True) -> Encoded:
     """Documents from the tokens of texts: the tokenizer's begin token, if it adds one, and the `end`."""
     ends = np.cumsum(lengths, dtype=np.int64)
     if info.bos_id is not None:

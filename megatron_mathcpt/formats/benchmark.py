@@ -52,7 +52,6 @@ class Item(Row):
         return row | {"steps": count_steps(str(solution))} if counts else row
 
     def full_question(self) -> str:
-        """The question, and its options if there are any."""
         choices = zip("ABCDEFGH", self.choices or (), strict=False)
         return self.question + "".join(f"\n{letter}. {text}" for letter, text in choices)
 

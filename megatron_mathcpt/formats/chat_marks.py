@@ -20,15 +20,15 @@ _FORMS = {
     "Here is my response:": r"\s*Here is my thought process:(.*?)\n\s*Here is my response:(.*)",
     "[BEGIN FINAL RESPONSE]": r"\s*Here are my reasoning steps:(.*)(\[BEGIN FINAL RESPONSE\].*)",
 }
-_WRAPPERS = {"<answer>": "</answer>", "<|begin_of_solution|>": "<|end_of_solution|>"}
-_WRAPPERS |= {
+_WRAPPERS = {
+    "<answer>": "</answer>",
+    "<|begin_of_solution|>": "<|end_of_solution|>",
     "<|begin_of_box|>": "<|end_of_box|>",
     "<|START_RESPONSE|>": "<|END_RESPONSE|>",
     "[BEGIN FINAL RESPONSE]": "[END FINAL RESPONSE]",
 }
-_RESPONSE = re.compile(
-    r"\s*<response>(?!\s*(?:accept|refuse))(.*)</response>\s*", re.DOTALL
-)  # else a prompt's
+# One that accepts or refuses is a prompt's.
+_RESPONSE = re.compile(r"\s*<response>(?!\s*(?:accept|refuse))(.*)</response>\s*", re.DOTALL)
 # What a chat template puts around and inside of turns.
 _CONTROL = (
     r"\ufffd|(?<=\S)[ĠĊ]|\[\|[a-z_]{6,}\|\]|<0x[\dA-F]{2}>|</?(?:tool_(?:call|response)|fim_\w+|seed:\w+)>|<[|｜][\w▁./-]{2,40}[|｜]>|<\|(?:turn|channel)>|<(?:turn|channel)\|>|<</?SYS>>|\[/?INST\]|[◁▷]"

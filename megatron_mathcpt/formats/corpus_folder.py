@@ -16,7 +16,7 @@ import orjson
 from pydantic import Field
 
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.files import Row
+from megatron_mathcpt.formats.files import Row, parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
 from megatron_mathcpt.formats.tokenizer_folder import TokenizerCounts, read_tokenizer
@@ -32,6 +32,7 @@ BLOCK = 1 << 20  # places processed together: 17 MB
 # it, from 1; split as in SPLITS. Sizes, not offsets: shards are joined by concatenation, without rewriting.
 PLACE = np.dtype([("bytes", "<u4"), ("shard", "<u4"), ("line", "<i8"), ("split", "u1")])
 Places = npt.NDArray[np.void]  # of PLACE
+Numbers = npt.NDArray[np.unsignedinteger]
 
 
 class SplitCounts(Row):
@@ -131,9 +132,7 @@ class CorpusFolder:
     def shard(self, name: str) -> RawFile:
         return next(shard for shard in self.shards if shard.name == name)
 
-    def selections(
-        self, pool: str | None, source: str | None = None, split: str | None = None
-    ) -> list[Selection]:
+    def selections(self, pool: str | None, source: str | None, split: str | None = None) -> list[Selection]:
         """One selection for each pool that matches; raises `ConfigError` with the known names."""
         sources = [name for names in self.pools.values() for name in names]
         there = {"pool": [*self.pools], "source": sources, "split": [*SPLITS.values()]}
@@ -147,7 +146,6 @@ class CorpusFolder:
         return [Selection(name, source, split) for name in pools if pool in (None, name)]
 
     def by_source(self, pool: str | None = None, source: str | None = None) -> list[Selection]:
-        """One selection for each source that matches."""
         found = [(one.pool, name) for one in self.selections(pool, source) for name in self.pools[one.pool]]
         return [Selection(owner, name) for owner, name in found if source in (None, name)]
 
@@ -186,10 +184,7 @@ class CorpusFolder:
                     before += np.bincount(passed["split"], minlength=len(SPLITS))
                 done, place = number, places[number]
                 file.seek(offset)
-                try:
-                    row = orjson.loads(file.read(int(place["bytes"])))
-                except orjson.JSONDecodeError as error:
-                    raise DataError(f"{file.name}:{number + 1}: {error}; build the corpus again") from error
+                row = parse_row(file.read(int(place["bytes"])), file.name, number + 1)
                 split, shard = int(place["split"]), self.shards[place["shard"]]
                 yield Kept(pool, number, SPLITS[split], int(before[split]), shard, int(place["line"]), row)
 
@@ -250,9 +245,7 @@ def open_corpus(root: Path) -> CorpusFolder:
     return kind(root, manifest, tuple(RawFile(**shard) for shard in report["shards"]), pools)
 
 
-def make_places(
-    sizes: Sequence[int], shard: int, lines: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8]
-) -> bytes:
+def make_places(sizes: Sequence[int], shard: int, lines: Numbers, splits: Numbers) -> bytes:
     places = np.empty(len(sizes), PLACE)
     places["bytes"], places["shard"], places["line"], places["split"] = sizes, shard, lines, splits
     return places.tobytes()

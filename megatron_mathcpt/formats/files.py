@@ -17,6 +17,7 @@ from math import inf
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
+import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from megatron_mathcpt.errors import DataError, first_error
@@ -151,8 +152,7 @@ def _say(text: str) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder of this name has no data."""
-    # `_temporary` and `_delta_log` are folders of Spark; `_column=value` has records.
+    """Whether a folder of this name has no data, as Spark's `_temporary`; its `_column=value` has records."""
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
@@ -196,9 +196,8 @@ def _is_data(file: Path, root: Path) -> bool:
     state = file.with_name("state.json")
     try:
         if state.is_file():
-            return file.name in [
-                entry["filename"] for entry in decode_object(read_small(state))["_data_files"]
-            ]
+            listed = decode_object(read_small(state))["_data_files"]
+            return file.name in [entry["filename"] for entry in listed]
     except (DataError, KeyError, TypeError):
         return file.name != "state.json"
     return file.name not in ("dataset_info.json", "dataset_dict.json")
@@ -365,6 +364,14 @@ class JsonLines:
         self._file.close()
 
 
+def parse_row(line: bytes, file: object, number: int) -> JsonObject:
+    """A row that a corpus build wrote; raises `DataError` with its file and line if it is damaged."""
+    try:
+        return orjson.loads(line)  # type: ignore[no-any-return]
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{file}:{number}: {error}; build the corpus again") from error
+
+
 class Row(BaseModel):
     """Base of a typed row; fields that the reader does not use are ignored."""
 
@@ -376,7 +383,7 @@ _REMEDY = "run its stage again"
 
 
 def read_rows(path: Path, kind: type[Found]) -> list[Found]:
-    """Validated rows of a `JsonLines` file; raises `DataError` naming a damaged file or line."""
+    """The rows of a `JsonLines` file, as `read_json` reads one."""
     adapter, lines = TypeAdapter(kind), read_small(path, _REMEDY, inf).split(b"\n")[:-1]
     return [_validate(adapter, line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 

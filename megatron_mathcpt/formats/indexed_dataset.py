@@ -111,7 +111,6 @@ def read_documents(prefix: Path, first: int = 0, count: int = 1 << 62) -> list[I
 
 
 def split_tokens(tokens: Ids, lengths: Lengths) -> list[Ids]:
-    """The ids of each document, from those of all."""
     ends = np.cumsum(lengths, dtype=np.int64).tolist()
     return [tokens[begin:end] for begin, end in pairwise([0, *ends])]
 
@@ -174,7 +173,6 @@ def _check_size(file: Path, expected: int, what: str) -> None:
 
 
 def merge(parts: Sequence[Path], prefix: Path) -> None:
-    """Concatenate datasets into `prefix`."""
     lengths, dtypes = zip(*map(read_lengths, parts), strict=True)
     if len(set(dtypes)) != 1:
         raise DataError(f"{prefix}: parts have different token types; tokenize all with one tokenizer")
@@ -192,22 +190,14 @@ def dataset_writer(prefix: Path, dtype: TokenType) -> Iterator["DatasetWriter"]:
         writer = DatasetWriter(tokens, dtype)
         yield writer
         writer.finish(index)
-        last.enter_context(_locked(prefix.parent))
+        descriptor = os.open(prefix.parent, os.O_RDONLY)
+        last.callback(os.close, descriptor)
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         # Both files are on disk. Without any index a `.bin` is refused; with an older one it would be cut
         # into wrong documents.
         index_file.unlink(missing_ok=True)
         sync_folder(prefix.parent)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class DatasetWriter:
@@ -219,7 +209,6 @@ class DatasetWriter:
         self.documents, self.tokens = 0, 0
 
     def write(self, tokens: npt.NDArray[np.integer], lengths: Lengths) -> None:
-        """Append documents, given as one flat array and their lengths."""
         stored = tokens.astype(self._dtype, copy=False)
         stored.tofile(self._file)
         self._lengths.append(lengths.astype(np.int32, copy=False))

@@ -60,7 +60,6 @@ class Manifest(BaseModel):
         return hash_json(known | {"outputs": outputs})
 
     def without_optimizer(self) -> dict[str, OutputFile]:
-        """`outputs` without the files of a checkpoint's optimizer state."""
         if self.kind != "checkpoint":
             return self.outputs
         return {name: file for name, file in self.outputs.items() if not name.startswith(OPTIMIZER)}

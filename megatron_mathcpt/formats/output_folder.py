@@ -71,10 +71,7 @@ def locked_folder(out: Path, kind: str, written: Iterable[str] = ()) -> Iterator
 
 
 def write_own_file(path: Path, data: bytes, start: bytes) -> None:
-    """Write `data`, which begins with `start`, to `path`; only a file that does so too is replaced.
-
-    Raises `ConfigError` if another file, or a folder, is there, or if it cannot be written.
-    """
+    """Write `data`, which begins with `start`, to `path`; only a file that does so too is replaced."""
     assert data.startswith(start)
     with writing(path):
         if path.exists():
@@ -92,9 +89,8 @@ def _acquire(file: TextIO, out: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 owner = one_line(file.read().partition("\n")[2]) or "another process"
-                raise ConfigError(
-                    f"{out}: in use by {owner}; wait for it to end, stop it, or choose another --out"
-                ) from error
+                remedy = "wait for it to end, stop it, or choose another --out"
+                raise ConfigError(f"{out}: in use by {owner}; {remedy}") from error
             time.sleep(0.1)
         except OSError as error:
             if error.errno not in _NO_LOCKS:

@@ -79,7 +79,6 @@ def find_logs(path: Path) -> tuple[dict[str, Path], int]:
 
 
 def read_log(path: Path) -> SampleLog:
-    """Read a log; `DataError` names a bad line."""
     log = SampleLog(path)
     for number, line in numbered_lines(path):
         try:

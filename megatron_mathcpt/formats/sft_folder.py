@@ -24,7 +24,7 @@ from megatron_mathcpt.formats.indexed_dataset import Ids
 
 Flags = npt.NDArray[np.bool_]
 Kind = np.dtype[np.generic]
-_INT: Kind = np.dtype("<i4")
+_INT = np.dtype("<i4")
 
 
 class Example(NamedTuple):
@@ -48,8 +48,7 @@ class Part:
         return (end - begin) // int(kind.itemsize)
 
     def read(self, name: str) -> Ids:
-        array: Ids = np.fromfile(self.file, "<i4", self.count(name, _INT), offset=self.spans[name][0])
-        return array
+        return np.fromfile(self.file, _INT, self.count(name, _INT), offset=self.spans[name][0])
 
 
 def write_part(file: Path, samples: Sequence[Sequence[Example]], dtype: Kind, counts: dict[str, int]) -> None:

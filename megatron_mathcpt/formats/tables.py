@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from megatron_mathcpt.errors import DataError, one_line
-from megatron_mathcpt.formats.archives import foreign
+from megatron_mathcpt.formats.archives import foreign, spelling
 from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _MEMORY_BYTES = 640 << 20  # of the subprocess, without its code and mapped files
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20  # converted to Python objects at once
-_PARQUET = (".parquet", ".parq", ".pq")
 _BAD = b"!"  # begins the line of a row that cannot be read, before the reason
 
 
@@ -99,7 +98,7 @@ def _batches(path: str, rows: Rows) -> Iterator["pyarrow.RecordBatch"]:
     """Batches of `rows` of a Parquet file, of an Arrow stream (saved by `datasets`), or an Arrow file."""
     import pyarrow.parquet
 
-    if path.lower().endswith(_PARQUET):
+    if spelling(Path(path)).endswith(".parquet"):
         # A buffer, so that not the whole of a column is read at once.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -148,10 +147,8 @@ def _lines(batch: "pyarrow.RecordBatch") -> Iterator[bytes]:
 
 
 def _rows_of(batch: "pyarrow.RecordBatch") -> list[dict[str, object]]:
-    """Rows whose floats have the shortest digits of their own type, and those of an integer no `.0`.
-
-    A column of integers of which one is missing is one of floats once pandas wrote it.
-    """
+    """Rows whose floats have the shortest digits of their own type, and those of an integer no `.0`."""
+    # A column of integers of which one is missing is one of floats once pandas wrote it.
     import pyarrow
 
     rows: list[dict[str, object]] = batch.to_pylist()

@@ -65,14 +65,12 @@ def read_tokenizer(file: Path) -> "Tokenizer":
     """Load a `tokenizer.json`; raises `DataError` naming the file if it is missing or damaged."""
     from tokenizers import Tokenizer
 
-    if not file.is_file():
-        raise DataError(f"{file}: this file does not exist; give a Hugging Face tokenizer.json")
     try:
         return Tokenizer.from_file(str(file))
     except BaseException as error:  # the library raises plain Exception for any damage, or a panic of Rust's
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        read_small(file, most=inf)  # names a Git LFS pointer
+        read_small(file, most=inf)  # names a missing file and a Git LFS pointer
         raise DataError(f"{file}: not a tokenizer ({error}); give a Hugging Face tokenizer.json") from error
 
 
@@ -152,7 +150,6 @@ def ids_of(path: Path) -> int:
 
 
 def token_text(path: Path, number: int) -> str:
-    """A token as the tokenizer at `path` writes it."""
     return read_tokenizer(tokenizer_file(path)).id_to_token(number) or f"token {number}"
 
 
@@ -203,15 +200,13 @@ def _add_tokens(
 ) -> None:
     """Make every one of `added` an ordinary token that is matched before any other, also in `vocabulary`."""
     known: list[JsonObject] = tree.setdefault("added_tokens", [])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     for token in added:
-        if (number := vocabulary.get(token)) is None:
-            number = vocabulary[token] = max(vocabulary.values()) + 1
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-        known[:] = [one for one in known if one["content"] != token] + [
-            {"id": number, "content": token, **flags}
-        ]
+        number = vocabulary.setdefault(token, max(vocabulary.values()) + 1)
+        entry = {"content": token, **flags}
+        known[:] = [*(one for one in known if one["content"] != token), {"id": number, **entry}]
         if isinstance(decoder := settings.get("added_tokens_decoder"), dict):  # of older versions
-            decoder[str(number)] = {"content": token, **flags}
+            decoder[str(number)] = entry
     known.sort(key=itemgetter("id"))
 
 
@@ -246,8 +241,6 @@ def _set_begin(file: Path, tree: JsonObject, settings: JsonObject, bos: Bos) -> 
 
 @dataclass(frozen=True)
 class TokenizerDifference:
-    """How one tokenizer differs from another."""
-
     text: str  # empty if it does not
     new: tuple[str, ...]  # tokens that only this one has
     sizes: tuple[int, int]  # how many ids this one has, and the other
@@ -257,19 +250,13 @@ class TokenizerDifference:
         return self.text
 
 
-def _some(tokens: Sequence[str]) -> str:
-    return ", ".join(tokens[:_SHOWN]) + (", ..." if len(tokens) > _SHOWN else "")
-
-
 def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
     """What of the tokenizer at `ours` is not that at `theirs`: tokens, their ids, the way texts are cut."""
     pair = [read_tokenizer(tokenizer_file(path)) for path in (ours, theirs)]
     here, there = (loaded.get_vocab(with_added_tokens=True) for loaded in pair)
     new = sorted(here.keys() - there.keys(), key=here.__getitem__)
     missing = sorted(there.keys() - here.keys(), key=there.__getitem__)
-    exchanged = sorted(
-        (token for token in here.keys() & there if here[token] != there[token]), key=here.__getitem__
-    )
+    exchanged = sorted((one for one in here.keys() & there if here[one] != there[one]), key=here.__getitem__)
     # As the library writes them: other versions of it have written the same in other forms.
     trees: list[JsonObject] = [orjson.loads(loaded.to_str()) for loaded in pair]
     for tree in trees:
@@ -282,11 +269,11 @@ def compare_tokenizers(ours: Path, theirs: Path) -> TokenizerDifference:
         "only there": [*map(repr, missing)],
         "with another id": [f"{token!r} is {here[token]} here, {there[token]} there" for token in exchanged],
     }
-    said = [
-        f"{len(tokens):,} {'token' if len(tokens) == 1 else 'tokens'} {what} ({_some(tokens)})"
-        for what, tokens in found.items()
-        if tokens
-    ]
+    said = list[str]()
+    for what, tokens in found.items():
+        if tokens:
+            some = ", ".join(tokens[:_SHOWN]) + (", ..." if len(tokens) > _SHOWN else "")
+            said.append(f"{len(tokens):,} {'token' if len(tokens) == 1 else 'tokens'} {what} ({some})")
     said += [f"another {part}" for part in parts]
     if one != two:
         said.append(f"texts begin with {one or 'no token'} here, {two or 'no token'} there")

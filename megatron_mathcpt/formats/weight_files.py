@@ -32,19 +32,14 @@ class StoredTensor(NamedTuple):
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The files that count, and the names of the tensors that an index places in each.
-
-    Raises `ConfigError` if files are missing, or if it is not clear which ones count.
-    """
+    """The files that count, and the names of the tensors that an index places in each."""
     single, index, adapter = folder / WEIGHTS, folder / INDEX, folder / "adapter_config.json"
     if adapter.is_file():  # transformers adds it to the model if peft is installed
         raise ConfigError(f"{adapter}: adapters are not read; merge it into the model, then remove it")
     placed = _read_index(index) if index.is_file() else {}
     if not placed and not single.is_file():
-        raise ConfigError(
-            f"{single}: missing, as is its index, so {folder} has no *.safetensors that count; "
-            "other weight formats are not read"
-        )
+        what = f"missing, as is its index, so {folder} has no *.safetensors that count"
+        raise ConfigError(f"{single}: {what}; other weight formats are not read")
     names = {*placed.values()}
     if placed and single.is_file() and names != {WEIGHTS}:
         raise ConfigError(f"{single}: {INDEX} names other files; remove the one that does not count")
@@ -92,10 +87,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             refuse_pointer(path, file.read(64))
         with safe_open(path, framework="numpy") as stored:
             parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
-            return {
-                name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape()))
-                for name, part in parts.items()
-            }
+            described = ((name, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items())
+            return {name: StoredTensor(path, dtype, shape) for name, dtype, shape in described}
     except (SafetensorError, OSError) as error:
         size = f"{path.stat().st_size:,} bytes" if path.is_file() else "no file"
         raise CheckpointError(f"{path}: not read as safetensors ({size}: {error}); {_AGAIN}") from error

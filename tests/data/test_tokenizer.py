@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 
 from megatron_mathcpt.data import tokenizer
 from megatron_mathcpt.data.tokenizer import (
+    Encoded,
     Encoder,
     Literals,
     ReferenceEncoder,
-    Tokens,
     load_encoder,
     train_tokenizer,
 )
 from megatron_mathcpt.errors import ConfigError, DataError
-from megatron_mathcpt.formats.indexed_dataset import Lengths
 from megatron_mathcpt.formats.tokenizer_folder import load_tokenizer, tokenizer_file
 from tests.support.tokenizers import TEXTS, save_llama2, save_llama3
 
@@ -92,7 +91,7 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
         def __init__(self, *_: object) -> None:
             self._reference = ReferenceEncoder(folder, "text")
 
-        def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
+        def encode(self, texts: Sequence[str]) -> Encoded:
             ids, lengths = self._reference.encode(texts)
             parts = np.split(ids, np.cumsum(lengths)[:-1])
             changed = (
@@ -109,7 +108,8 @@ def test_an_engine_that_differs_is_not_used(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_added_tokens_are_one_token_anywhere(tmp_path: Path) -> None:
-    info = train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<back>"])
+    train_tokenizer(iter(TEXTS * 50), 300, tmp_path, ["<back>"])
+    info = load_tokenizer(tmp_path)[1]
     assert info.vocab_size == 300
     encoder, _ = load_encoder(tmp_path, "text")
     ids, lengths = encoder.encode(["fox<back>fox", "<|end_of_text|>"])
