@@ -35,7 +35,7 @@ _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modul
 # Fields that overrides of a search may set, in addition to the section precision.
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
-Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, headings, rows
+Table = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]  # title, headings, rows
 
 
 def given_config(
@@ -174,9 +174,7 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
         total = best.time.total
         terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
-        rows: list[tuple[str, ...]] = [
-            (name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()
-        ]
+        rows = [(name, f"{value:.3f}", f"{100 * value / total:.1f} %") for name, value in terms.items()]
         yield f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share"), rows
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
