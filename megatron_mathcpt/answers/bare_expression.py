@@ -13,11 +13,10 @@ DENIED = re.compile(
 # A reason after an answer, often in brackets, is no part of it.
 REASON = re.compile(
     r"(?<=[\w$%)}\]°*])\s*+(?:[(（]\s*+(?:(?:since|because|as|so|i\.e\.|that is|not|check"
-    r"|from|by|which|about|"
-    r"approximately)\b|因为|由于|即|约|[≈=])"
+    r"|from|by|which|about|approximately)\b|因为|由于|即|约|[≈=])"
     r"|[,，]?\s*+(?:\b(?:since|because|as(?! (?:well|many|much|an?|the)\b))\b|因为|由于))"
     r"(?!.*(?:\b(?:so|then|thus|hence|therefore|we)\b|所以|故|得)).*",
-    re.IGNORECASE | re.DOTALL,
+    re.I | re.DOTALL,
 )
 _SPAN = (
     r"\$\$[^$]{1,400}\$\$|\\\([^\n]{1,400}?\\\)|\\\[.{1,600}?\\\]|\$(?=\S)[^$]{1,300}(?<=\S)\$(?!\d)"
@@ -39,7 +38,7 @@ _EXPRESSION = re.compile(
     rf"|\s*+[,;，；、](?={_OPERAND})"
     rf"|\s*+(?:[,，]\s*+)?(?:{_JOINT})(?={_OPERAND}))++)"
     r"(?:\s*+(?:million|billion|thousand|hundred|percent|per cent|squared|cubed|factorial)\b)*+",
-    re.IGNORECASE,
+    re.I,
 )
 # 9 points in 40 minutes, remainder 2 when divided by 6: what follows is not what the sentence says.
 _CIRCUMSTANCE = re.compile(
@@ -50,19 +49,17 @@ _CIRCUMSTANCE = re.compile(
     r"|\b(?:that|who)\s+(?:costs?|weighs?|contains?)\s+\$?$"
     r"|(?<!\ba(?:n|n?\s+\w+|n?\s+\w+\s+\w+)|\b(?:total|answer|result|sum|value|average))"
     r"\s++(?:of|than)(?: (?:the|his|her|its|their|our|my|these|those))?\s+\$?$",
-    re.IGNORECASE,
+    re.I,
 )
-_COMPARED = re.compile(
-    r"\s+(?:[a-z]+\s+){0,2}(?:more|less|fewer|[a-z]+er)\s+(?:[a-z]+\s+)?than\b", re.IGNORECASE
-)
+_COMPARED = re.compile(r"\s+(?:[a-z]+\s+){0,2}(?:more|less|fewer|[a-z]+er)\s+(?:[a-z]+\s+)?than\b", re.I)
 # What a sentence concludes, before a clause that says no more of it.
 _CONCLUDED = re.compile(
-    r"\b(?:so|thus|hence|therefore|is)\b,?[^,]*$|(?:所以|因此|故|是|为|占)，?[^，]*$", re.IGNORECASE
+    r"\b(?:so|thus|hence|therefore|is)\b,?[^,]*$|(?:所以|因此|故|是|为|占)，?[^，]*$", re.I
 )
 _CONCLUDES = re.compile(
     r"\b(?:so|thus|hence|therefore|total\w*|left|leav\w+|being|remain\w*"
     r"|all|altogether|is|are|was|makes?|gives?|means|get)\b|所以|因此|故|得|一共|总共|剩|还|[=≈是为]",
-    re.IGNORECASE,
+    re.I,
 )
 # What is no part of the solution: its check, notes, labels of steps.
 _ASIDE = re.compile(
@@ -71,7 +68,7 @@ _ASIDE = re.compile(
     r"(?![^\n]*(?:\b(?:so|thus|hence|therefore)\b|所以|故|[是为][^。\n]{0,9}[解根]))[^\n.。]*(?:[.。](?=\d)[^\n.。]*)*"
     r"|\n[\s*#_]*+(?:(?:notes?|remarks?|explanation|备注|注)\s*[:：]|【点评】)(?s:.*)"
     r"|\b(?:step|case|part|method)\s+\d+\s*[:：]?",
-    re.IGNORECASE,
+    re.I,
 )
 _IN_WORDS = re.compile(
     r"(?<=[\w%$])\s++[(（][^()（）]*(?:[A-Za-z一-鿿]{2}|\d\s?[*×/+=]\s?\d)[^()（）]*[)）]\s*+[.。]?$"
@@ -79,7 +76,7 @@ _IN_WORDS = re.compile(
 _OPEN = re.compile(
     r"\b(?:depends on|unclear|unknown)\b|(?:not|n't have) enough|条件不足"
     r"|(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:determine|find|say|answer)|无法|不能确定",
-    re.IGNORECASE,
+    re.I,
 )
 _SEPARATOR = re.compile(r"[,;]\s++|[，；、]|\s(?:and|or)\s|或者?|和|与")
 # What an equation between numbers has on its left, apart from signs.
@@ -142,21 +139,17 @@ def last_expression(text: str) -> str:
     listed = [each for each in values if colon and each[0].start() >= last + colon.end()]
     if 1 < len(listed) < len(values):
         values = values[: -len(listed)]
-    while (
-        len(values) > 1
-        and values[-2][0].start() >= last
-        and _is_aside(tail, last, values[-2][0], values[-1][0])
-    ):
+    while len(values) > 1 and _is_aside(tail, last, values[-2][0], values[-1][0]):
         values.pop()
     found, value = values[-1]
     return "" if DENIED.search(tail[max(last, found.start() - 30) : found.start()]) else value
 
 
 def _is_aside(text: str, last: int, before: re.Match[str], found: re.Match[str]) -> bool:
-    """Whether an expression is no more than a circumstance of the one before it."""
-    if "=" in found[0]:
+    """Whether an expression is no more than a circumstance of the one before it in the last sentence."""
+    if "=" in found[0] or before.start() < last:
         return False
-    start = found.end() - len(re.sub(rf"^[\s,，]*(?:{_JOINT})?\s*", "", found[0], flags=re.IGNORECASE))
+    start = found.end() - len(re.sub(rf"^[\s,，]*(?:{_JOINT})?\s*", "", found[0], flags=re.I))
     between = text[before.end() : start]
     if re.search(r"[,，]\s*(?:which (?:is|was) |or )?$", between) and _COMPARED.match(text, found.end()):
         return True
@@ -176,7 +169,7 @@ def _value(found: re.Match[str]) -> str:
         text = "-" + text[len(found["minus"]) :].strip()
     if not line.strip():
         text = re.sub(r"^[-*–]\s+", "", text)  # a bullet
-    text = re.sub(rf"^(?:,\s*)?(?:{_JOINT})\s*", "", text, flags=re.IGNORECASE)
+    text = re.sub(rf"^(?:,\s*)?(?:{_JOINT})\s*", "", text, flags=re.I)
     text = _bare(re.sub(r"^–\s+|^[A-Za-z]\s+(?=[\d$\\(])|\s+[aAI]$", "", text))
     last = _SEPARATOR.split(text)[-1]
     *_, left, right = ["", "", *re.split(r"=|≈|\\approx", last)]  # of a chain, the side before the last one
@@ -192,12 +185,9 @@ def _bare(text: str) -> str:
         text = text.lstrip(" \t\n=:*/,;|)}]&，、；：").rstrip(" \t\n-+*/=<>:,;|^_&([{.\\")
         text = text.removeprefix("\\)").removeprefix("\\]")
         surplus = sum(map(text.count, "([{")) - sum(map(text.count, ")]}"))
-        text = (
-            text[1:]
-            if surplus > 0 and text[0] in "([{"
-            else text[:-1]
-            if surplus < 0 and text[-1:] in (*")]}",)
-            else text
-        )
+        if surplus > 0 and text[0] in "([{":
+            text = text[1:]
+        elif surplus < 0 and text[-1:] in (*")]}",):
+            text = text[:-1]
         text = text[:-1] if text.count("$") % 2 and text.endswith("$") else text
     return text

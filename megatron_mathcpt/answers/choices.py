@@ -39,17 +39,14 @@ _EXCEPT = re.compile(
 )
 _SELECTED = re.compile(
     r"(?:选(?!项)择?|答案|正确(?:的|选项|说法|结论)|\b(?:answers?(?!\s+choice)|choose|pick|select|go with"
-    r"|(?:correct|right"
-    r"|true|best)\s+\w+\s+(?:is|are|(?:would|must|should) be)|(?:correct|right|true) (?:are"
-    r"|is)))[^,，]{0,12}$",
+    r"|(?:correct|right|true|best)\s+\w+\s+(?:is|are|(?:would|must|should) be)"
+    r"|(?:correct|right|true) (?:are|is)))[^,，]{0,12}$",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(r"\b(?:if|suppose|assum\w+)\b|假设|如果|若", re.IGNORECASE)
 _CONCLUDED = re.compile(
     r"(?:只有|只剩|剩下|唯一|仅|而是|应该?[为是]|故|所以|因此|即|就是|对应(?:的是)?|\b(?:must be|should be"
-    r"|has to be"
-    r"|is|it's|"
-    r"only|so|thus|hence|therefore|but|leaves|left with|match\w*|correspond\w* to"
+    r"|has to be|is|it's|only|so|thus|hence|therefore|but|leaves|left with|match\w*|correspond\w* to"
     r"|equals?))\W*(?:选?项|option|choice)?\W*$",
     re.IGNORECASE,
 )

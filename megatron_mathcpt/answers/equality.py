@@ -31,9 +31,8 @@ def equivalent(gold: str, prediction: str, *, ordered: bool = False) -> tuple[bo
     first, second = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text) for text in (gold, prediction))
     if first == second:
         return True, "same text"
-    gold, prediction = (
-        forms.named(forms.abbreviated(*pair)) for pair in ((gold, prediction), (prediction, gold))
-    )
+    pairs = (gold, prediction), (prediction, gold)
+    gold, prediction = (forms.named(forms.abbreviated(*pair)) for pair in pairs)
     # The first rule that decides wins, so special notations come before the general ones that would misread
     # them: (1)(3) as a product, 4:30 as a ratio, 3 < x < 5 as an equation.
     rules: list[tuple[str, Rule]] = [
@@ -214,9 +213,7 @@ def _names(items: list[str]) -> list[str]:
 
 def _same_sequence(first: Sequence[str], second: Sequence[str], *, ordered: bool) -> bool | None:
     if ordered:
-        if len(first) != len(second):
-            return False
-        return _all(map(same, first, second))
+        return len(first) == len(second) and _all(map(same, first, second))
     found = _all(_any(same(a, b) for b in second) for a in first)
     return _all(_any(same(a, b) for a in first) for b in second) if found else found
 

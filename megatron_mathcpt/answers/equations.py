@@ -217,13 +217,10 @@ def _values(side: str) -> list[Fraction]:
 def parsed_side(side: str) -> Node | None:
     """The tree of a side without units, in the spelling of `respelled`."""
     try:
-        return parse_expression(_PERCENT.sub(_decimal, side).replace("*", "\\cdot "))
+        decimals = _PERCENT.sub(lambda percent: format(Decimal(percent[1]).scaleb(-2), "f"), side)
+        return parse_expression(decimals.replace("*", "\\cdot "))
     except (NotAnExpression, OutOfSteps):
         return None
-
-
-def _decimal(percent: re.Match[str]) -> str:
-    return format(Decimal(percent[1]).scaleb(-2), "f")
 
 
 def exact_value(node: Node) -> Fraction | None:

@@ -153,9 +153,7 @@ class _Parser:
         token = self.peek()
         if token == "|":
             return self.bars == 0
-        return bool(token) and (
-            token[0].isalnum() or token in ("(", "[", "{") or (token[0] == "\\" and token not in _STOPPERS)
-        )
+        return token[:1].isalnum() or token in _CLOSING or (token[:1] == "\\" and token not in _STOPPERS)
 
     def signed(self) -> Node:
         negative = False

@@ -34,16 +34,14 @@ _THOUGHT = re.compile(
     r"(</(?:think|thinking|thought|reasoning|seed:think)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷"
     r"|<\|channel\|>final<\|message\|>)|<(?:think|thinking|thought|reasoning|seed:think)>"
     r"|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>",
-    re.IGNORECASE,
+    re.I,
 )
-_END = re.compile(
-    r"<\|(?:endoftext|end_of_text|eot_id|im_end|end)\|>|<end_of_turn>|</s>|<eos>", re.IGNORECASE
-)
+_END = re.compile(r"<\|(?:endoftext|end_of_text|eot_id|im_end|end)\|>|<end_of_turn>|</s>|<eos>", re.I)
 # Where a base model starts the next question. Only at the start of a line, so prose is never cut.
 _NEXT_QUESTION = re.compile(
     r"\n[^\S\n]*+(?:[#*]{1,4}+\s*+)?+(?:(?:Question|Problem|Exercise|Example|问题|题目|例题|例|【题目】|【问题】)"
     r"\s*+\d*+\s*+(?:\*\*\s*+)?+[:：.、]|Q\s*+\d*+\s*+[:：])",
-    re.IGNORECASE,
+    re.I,
 )
 _NOTED = re.compile(r"<<[^<>\n]{1,200}>>")  # GSM8K's notes for a calculator
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*+")
@@ -54,11 +52,11 @@ _JOINED = re.compile(
     r"|(?:and|or|also|as well as)\b"
     r"|或者?|和|与|以及|及|第[一二三四]空[是为填]?|[(（][\da-d①-⑨][)）]|[A-Za-z](?:_\{?\w\}?)?\s*=)*+"
     r"|[\s$,;.，；。)]*+(?:(?:and|or)\s++)?+(?:(?:if|when|case)\b|[当若])[^\n]{0,60}+",  # by cases
-    re.IGNORECASE,
+    re.I,
 )
 # After a box, the beginning of its correction.
 _CORRECTED = re.compile(
-    r"\b(?:wait|no|not|actually|mis\w+|error|wrong|correct(?:ion|ed))\b|错|不对|更正|等等", re.IGNORECASE
+    r"\b(?:wait|no|not|actually|mis\w+|error|wrong|correct(?:ion|ed))\b|错|不对|更正|等等", re.I
 )
 _PHRASE = {
     "en": re.compile(
@@ -67,7 +65,7 @@ _PHRASE = {
         r"(?:is|are|be|equals|:|=)(?!\s++not\b)"
         r"(?:\s++(?:therefore|thus|then|simply|just|now|actually)\b)?+"
         r"(?:\s*+:)?\s*+(?:\*\*)?|####",
-        re.IGNORECASE,
+        re.I,
     ),
     "zh": re.compile(
         r"答案\s*+应?该?(?:是|为|选|等于|[:：])++\s*+[:：]?|(?<![^\s。])答\s*+[:：]|[故应]填\s*+[:：]?"
@@ -78,9 +76,9 @@ _PHRASE = {
 _IDLING = re.compile(
     r"(?!.{0,200}?\b(?:no|not|wait|actually|sorry)\b|.{0,200}?[不错]|.{0,200}?等等)(?=\s*+\S)(?:[^\n.。]|\.(?=\S))*+[.。\n]++\s*+"
     r"(?:(?:so|thus|therefore|hence|the|final|correct|所以|故|最终|,)\s*+)*+",
-    re.IGNORECASE | re.DOTALL,
+    re.I | re.DOTALL,
 )
-_AFTERTHOUGHT = re.compile(r"[,，]\s*+(?:(?:so|not|which)\b|不是|而不是).*", re.IGNORECASE | re.DOTALL)
+_AFTERTHOUGHT = re.compile(r"[,，]\s*+(?:(?:so|not|which)\b|不是|而不是).*", re.I | re.DOTALL)
 _MOST = 200  # answer sentences that are looked at
 
 

@@ -16,6 +16,20 @@ from megatron_mathcpt.answers.value import as_number, evaluate, real
 
 Reduced = tuple[str, str] | bool | None
 _THOUSAND = {"k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "bn": 10**9, "B": 10**9}
+_ABOUT = re.compile(
+    r"\s*[,(]?\s*(?:\\approx|约(?:等于|为)?|(?<![a-z])(?:or )?(?:about|approximately)(?![a-z]))\s*"
+)
+_LABEL = re.compile(
+    r"(?P<name>[A-Za-z一-鿿\s']{0,24}?(?:[一-鿿][A-Z]?'?|[a-z]{3,}(?: [a-z]+){0,5}))"
+    r"(?:\s*[为是=:]\s*|\s+(?:is|are|equals)\s+)(?P<value>(?:[-+\d\\(\[{|√A-Za-z]|空集|全体|一切|任意"
+    r"|所有).*)"
+)
+_MODULUS = re.compile(r"(?:(.*?)\\equiv)?(.*?)\\pmod\{\s*(\d+)\s*\}")
+_DETERMINANT = re.compile(
+    r"\\begin\{vmatrix\}(.*?)\\end\{vmatrix\}|(?:\\?det\s*\(?\s*\\begin\{[pb]?matrix\}|\|\s*\\begin\{(?:array"
+    r"|matrix)\}(?:\{[lcr|]+\})?)(.*?)\\end\{\w*\}\s*[|)]?",
+    re.DOTALL,
+)
 
 
 def abbreviated(text: str, other: str) -> str:
@@ -55,11 +69,6 @@ def _label_set(text: str) -> frozenset[int] | None:
     return None
 
 
-_ABOUT = re.compile(
-    r"\s*[,(]?\s*(?:\\approx|约(?:等于|为)?|(?<![a-z])(?:or )?(?:about|approximately)(?![a-z]))\s*"
-)
-
-
 def rewritten(gold: str, prediction: str, rule: Callable[[str], str]) -> Reduced:
     """Rewrite both by `exact` or `expanded`; what these refuse is equal to nothing."""
     both = rule(gold), rule(prediction)
@@ -85,13 +94,6 @@ def exact(text: str) -> str:
     return left + rounded.rstrip(")").strip().removeprefix(value) if unit else left
 
 
-_LABEL = re.compile(
-    r"(?P<name>[A-Za-z一-鿿\s']{0,24}?(?:[一-鿿][A-Z]?'?|[a-z]{3,}(?: [a-z]+){0,5}))"
-    r"(?:\s*[为是=:]\s*|\s+(?:is|are|equals)\s+)(?P<value>(?:[-+\d\\(\[{|√A-Za-z]|空集|全体|一切|任意"
-    r"|所有).*)"
-)
-
-
 def labelled(gold: str, prediction: str) -> Reduced:
     """Drop what an answer says of its value: 最大值为5; two answers must not say different things."""
     found = [_LABEL.fullmatch(text) for text in (gold, prediction)]
@@ -105,9 +107,6 @@ def labelled(gold: str, prediction: str) -> Reduced:
     values = (one["value"] if one else text for one, text in zip(found, (gold, prediction), strict=True))
     first, second = (words_as_symbols(re.sub(r"^\{(.*)\}$", r"\\{\1\\}", value)) for value in values)
     return first, second
-
-
-_MODULUS = re.compile(r"(?:(.*?)\\equiv)?(.*?)\\pmod\{\s*(\d+)\s*\}")
 
 
 def congruences(gold: str, prediction: str) -> Reduced:
@@ -137,13 +136,6 @@ def mixed_numbers(gold: str, prediction: str) -> Reduced:
         return None
     first, second = (f"{m[1]}\\frac{{{m[2]}}}{{{m[3]}}}{m[4]}" if m else other for m in found)
     return first, second
-
-
-_DETERMINANT = re.compile(
-    r"\\begin\{vmatrix\}(.*?)\\end\{vmatrix\}|(?:\\?det\s*\(?\s*\\begin\{[pb]?matrix\}|\|\s*\\begin\{(?:array"
-    r"|matrix)\}(?:\{[lcr|]+\})?)(.*?)\\end\{\w*\}\s*[|)]?",
-    re.DOTALL,
-)
 
 
 def expanded(text: str) -> str:

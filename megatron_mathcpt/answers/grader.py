@@ -1,13 +1,13 @@
 """Whether two final answers are equivalent: rules by kind, without executing anything the model wrote.
 
 No pair of texts takes more than 2 s of CPU time or 500 MB, and none raises: lengths and depth are limited,
-our rules count their steps (`expression.spend`), and math-verify's process is killed at its own limits.
+our rules count their steps (`expression.spend`); what they leave undecided goes to math-verify, in a process
+that is killed at its own limits.
 What meets a limit is ungraded, and the reason names the limit.
 
 Conventions: exact mathematics (a rounded decimal is not the fraction); a unit or degree sign may be omitted
 but must not differ; 50% is 0.5, 12% is not 12, but for a question that asks for a percentage (type number,
 and 12 is the gold answer); blanks are ordered, solutions are not; expansions are equal.
-What our rules leave undecided goes to math-verify, in a subprocess that is killed if it takes too long.
 """
 
 import json
@@ -44,6 +44,9 @@ _NOT_FOR_MATH_VERIFY = re.compile(
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})")
 _CHOICE = re.compile(r"\(?[A-H]\)?|A?B?C?D?E?F?")
 _MAX_FOR_MATH_VERIFY = 500  # characters; some more of any notation take it longer than its limit
+# Of CPU time, as a verdict must not depend on how busy the machine is. The start of its process takes 0.7 s.
+TIMEOUT_SECONDS = 0.6
+_MEMORY_BYTES = 400 * 2**20
 
 
 class Verdict(NamedTuple):
@@ -122,19 +125,10 @@ def _blanks(text: str) -> str:
     parts = re.split(r"(?:(?<![^\s;,.\d])\((\d{1,2})\)|\\label\{(\d+)\}|第(\d+)[空题问小]填?)\s*[:,.]?", text)
     numbers = [int(next(filter(None, parts[at : at + 3]))) for at in range(1, len(parts), 4)]
     contents = [part.strip(" ,;.") for part in parts[4::4]]
-    if (
-        parts[0].strip()
-        or len(numbers) < 2
-        or sorted(numbers) != [*range(1, len(numbers) + 1)]
-        or not all(contents)
-    ):
+    complete = all(contents) and sorted(numbers) == [*range(1, len(numbers) + 1)]
+    if parts[0].strip() or len(numbers) < 2 or not complete:
         return text
     return ";".join(content for _, content in sorted(zip(numbers, contents, strict=True)))
-
-
-# Of CPU time, as a verdict must not depend on how busy the machine is. The start of its process takes 0.7 s.
-TIMEOUT_SECONDS = 0.6
-_MEMORY_BYTES = 400 * 2**20
 
 
 class Worker:
@@ -152,11 +146,9 @@ class Worker:
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 code = f"from {__name__} import main; main({self._timeout_seconds})"
-                command, environment = own_command(["-u", "-c", code]), own_environment()
+                command, env = own_command(["-u", "-c", code]), own_environment()
                 pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-                self._process = subprocess.Popen(
-                    command, env=environment, stdin=pipe, stdout=pipe, stderr=nowhere
-                )
+                self._process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=nowhere)
             line = self._ask(self._process, json.dumps([gold, prediction]).encode() + b"\n")
             if not line:
                 if self.close() == -signal.SIGPROF:

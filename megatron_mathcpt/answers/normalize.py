@@ -29,13 +29,9 @@ _PHRASES = {
     _ASKED + r"(?:(?:无|没有)(?:实数?)?(?:解|根)|空集)": "\\emptyset",
     r"(?:all|any|every) (?:reals?|real numbers?)|(?:[a-z](?:可以?)?(?:取|为|是)?)?(?:全体|任意|任何"
     r"|一切|所有)的?实数|实数集": "\\mathbb{R}",
-    r"undefined|does not exist|dne|(?:这样的|满足条件的|符合条件的)?[^\s存不有无]{0,6}不存在(?:(?:这样"
-    r"|满足条件|符合条件)的[^\s存不有无]{1,6})?"
-    r"|无意义": "undefined",
-    _EXIST
-    + r"infinitely many(?: solutions?| roots?)?|"
-    + _ASKED
-    + "有?(?:无数个?|无穷多个?)解": "infinitely many",
+    r"undefined|does not exist|dne|无意义|(?:这样的|满足条件的|符合条件的)?[^\s存不有无]{0,6}不存在"
+    r"(?:(?:这样|满足条件|符合条件)的[^\s存不有无]{1,6})?": "undefined",
+    f"{_EXIST}infinitely many(?: solutions?| roots?)?|{_ASKED}有?(?:无数个?|无穷多个?)解": "infinitely many",
 }
 
 
@@ -84,18 +80,17 @@ def same_time(first: str, second: str) -> bool | None:
     # 4:30 alone may be a ratio, 4点 a count and 14时30分 a duration: not if the other is a time.
     if len(times) < 2 or not (any(halves) or (all(signs) and set(signs) != {":"})):
         return None
-    clock = [
-        (int(time["hour"]), int(time["minute"] or _PARTS_OF_HOUR.get(time["part"], 0))) for time in times
-    ]
-    if any(hour > 24 or minute > 59 for hour, minute in clock):
+    hours = [int(time["hour"]) for time in times]
+    minutes = [int(time["minute"] or _PARTS_OF_HOUR.get(time["part"], 0)) for time in times]
+    if max(hours) > 24 or max(minutes) > 59:
         return None
-    if times[1]["day"] and halves[1] == "p" and clock[0][0] < 12 and not halves[0]:
+    if times[1]["day"] and halves[1] == "p" and hours[0] < 12 and not halves[0]:
         return False  # where days are of 24 hours, 3:30 is not 下午3:30
-    if any(hour >= 12 and not half for (hour, _), half in zip(clock, halves, strict=True)):
-        halves = [
-            half or ("p" if 12 <= hour < 24 else "a") for (hour, _), half in zip(clock, halves, strict=True)
-        ]
-    return len({(hour % 12, minute) for hour, minute in clock}) == 1 and len(set(filter(None, halves))) <= 1
+    pairs = [*zip(hours, halves, strict=True)]
+    if any(hour >= 12 and not half for hour, half in pairs):
+        halves = [half or ("p" if 12 <= hour < 24 else "a") for hour, half in pairs]
+    same_half = len(set(filter(None, halves))) <= 1
+    return same_half and len(set(minutes)) == 1 and len({hour % 12 for hour in hours}) == 1
 
 
 def _half(time: re.Match[str]) -> str:
@@ -181,23 +176,24 @@ _SYSTEM = re.compile(
     r"|\\\{\s*\\begin\s*\{(?:array|aligned)\}(?:\s*\{[lcr]+\})?(.*?)\\end\s*\{(?:array|aligned)\}",
     re.DOTALL,
 )
+_CONDITION = (
+    r"(?:\s*(?:&|,?\s*(?:if|when|for|当)(?![a-z])|,)[\s,&]*|\s*(?=\())(?!\s*=)"
+    r"((?:\(|if|when|for|当)?[^&]*?(?:<|>|\\[lg]e|=|\\ne|\\in|otherwise|else|其|even|odd|[奇偶整]).*)"
+)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mbox|hbox|mathrm|mathbf|mathit|mathsf|boldsymbol|boxed"
-    r"|fbox|ensuremath)"
-    r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    r"|fbox|ensuremath)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
 _PREFIX = re.compile(
     r"^(?:(?:so|thus|hence|therefore|then|finally|the|an?(?=\s+(?!and|or|is)[A-Za-z]{2})|final|correct|answers?|"
     r"is|are|:|it's|it is|about|approximately|roughly|exactly|equals?|equal to|we (?:get|have|find)|"
     r"solutions?|values? of)(?![A-Za-z])\s*,?\s*|"
     r"(?:综上(?:所述)?|所以|因此|于是|从而|故|则|解得|可得|得到|得|即|约为|大约|约|答案|最终|正确|应|的"
-    r"|是|为|等于|"
-    r"共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
+    r"|是|为|等于|共有|一共有|一共|总共|共|有|答|解|原式|值|结果|选项|选择|应选|选|填)\s*[:,=]?\s*|"
     r"(?:点|(?:the )?point\s*)(?=\(|[A-Z]'?\s*\()|位于|线段(?=[A-Z])|在(?=第)|(?:[:=]|\\approx)\s*)",
     re.IGNORECASE,
 )
-
-
+_STOP = re.compile(r"(?<!\\)[,;:?]|\.|(?<![\d)}a-z!])!")
 _TICKS = dict.fromkeys("√✓✔☑", "正确") | dict.fromkeys("×✗✘✕╳", "错误")
 
 
@@ -208,9 +204,8 @@ def normalize(text: str) -> str:
         text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+)", r"^{\1}", text)
         text = re.sub("([₀₁₂₃₄₅₆₇₈₉ₙ]+)", r"_{\1}", text)
         text = re.sub("([①-⑳])", lambda m: f"\\label{{{ord(m[1]) - 0x245F}}}", text)  # numbered statements
-        text = re.sub(
-            "\u0307", "", re.sub(r"(\d)\u0307", r"\\dot{\1}", re.sub(r"(\d)\u0305", r"\\overline{\1}", text))
-        )
+        text = re.sub(r"(\d)\u0305", r"\\overline{\1}", text)
+        text = re.sub(r"(\d)\u0307", r"\\dot{\1}", text).replace("\u0307", "")
         text = re.sub("([\u00bc-\u00be\u2150-\u215e\u2189])", r"\\frac(\1)", text)
         text = unicodedata.normalize("NFKC", text)
         text = re.sub("\\\\frac\\((\\d+)\u2044(\\d+)\\)", r"\\frac{\1}{\2}", text)
@@ -326,19 +321,10 @@ def _currency(text: str) -> str:
     return re.sub(r"[¥元]\s*(?=\d)", " yuan ", text)
 
 
-_CONDITION = (
-    r"(?:\s*(?:&|,?\s*(?:if|when|for|当)(?![a-z])|,)[\s,&]*|\s*(?=\())(?!\s*=)"
-    r"((?:\(|if|when|for|当)?[^&]*?(?:<|>|\\[lg]e|=|\\ne|\\in|otherwise|else|其|even|odd|[奇偶整]).*)"
-)
-
-
 def _system(match: re.Match[str]) -> str:
     """Write a brace as a list of equations, or as a function by cases: each row a value and its condition."""
-    rows = [
-        row.strip()
-        for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[1] or match[2] or "")
-        if row.strip(" ,;")
-    ]
+    pieces = re.split(r"\\\\(?:\[[^\]]*\])?", match[1] or match[2] or "")
+    rows = [row.strip() for row in pieces if row.strip(" ,;")]
     parts = [re.fullmatch(r"((?:[^&=<>,]|,(?=\d))*?)" + _CONDITION, row.strip(" ,;")) for row in rows]
     if rows and all(parts) and all(part and part[1].strip() for part in parts):
         cases = "\\\\".join(f"{part[1].strip()}&{part[2].strip(' &')}" for part in parts if part)
@@ -351,9 +337,6 @@ def _unwrap(match: re.Match[str]) -> str:
     # \mathrm{N}_{1} is a symbol, \text{ cm} a word.
     glued = re.fullmatch(r"[A-Za-z]", inside.strip())
     return inside.strip() if glued and not inside.startswith(" ") else f" {inside} "
-
-
-_STOP = re.compile(r"(?<!\\)[,;:?]|\.|(?<![\d)}a-z!])!")
 
 
 def _trim(text: str) -> str:

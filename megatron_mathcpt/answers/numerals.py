@@ -23,8 +23,7 @@ _LONGEST = 40  # characters: ten times 万 is 10^40
 _KILO = "千(?=[克米瓦卡伏帕焦赫])"
 _MIXED = re.compile(
     rf"({_ARABIC})\s*+(?!{_KILO}|百分)([十百千万亿](?:(?<=[\d零一二两三四五六七八九]){_KILO}"
-    rf"|(?!{_KILO})(?:{_SIGN}|\d))*+)"
-    r"(?![.\d]|分[之])"
+    rf"|(?!{_KILO})(?:{_SIGN}|\d))*+)(?![.\d]|分[之])"
 )
 # What is counted may follow these; a numeral before the others is one only if no word follows (三角形).
 _IN_PLACE = re.compile(
@@ -43,9 +42,7 @@ def arabic_numerals(text: str) -> str:
     # Most answers have none, and each pattern below scans the text.
     if not re.search("[零一二两三四五六七八九十百千万亿每又根半折成对负]", text):
         return text
-    text = re.sub(
-        f"(?<!{_SIGN})[一二两三四五六七八九](?=千[克米瓦卡伏帕焦赫])", lambda m: str(_DIGITS[m[0]]), text
-    )
+    text = re.sub(f"(?<!{_SIGN})[一二两三四五六七八九](?={_KILO})", lambda m: str(_DIGITS[m[0]]), text)
     decimals = rf"({_NUMERAL})点(?!零{_DIGIT}分)({_DIGIT}++)(?!刻)"
     text = re.sub(decimals, lambda m: f"{_read(m[1])}.{_each_digit(m[2])}", text)
     text = re.sub(rf"百分之({_PLAIN})", lambda m: f"{_read(m[1])}%", text)
@@ -71,9 +68,8 @@ def _each_digit(text: str) -> str:
 def _fraction(match: re.Match[str]) -> str:
     whole, bottom, root, top = match.groups()  # Chinese names the denominator first
     above = f"\\sqrt{{{_read(top)}}}" if root else _read(top)
-    return (
-        _read(whole) if whole else ""
-    ) + f"\\frac{{{above}}}{{{_read(bottom if bottom not in '百千万' else '一' + bottom)}}}"
+    below = _read("一" + bottom if bottom in "百千万" else bottom)
+    return f"{_read(whole) if whole else ''}\\frac{{{above}}}{{{below}}}"
 
 
 def _tenths(match: re.Match[str]) -> str:
@@ -189,9 +185,8 @@ def number_words(text: str) -> str:
 
 
 def _in_words(found: re.Match[str]) -> Fraction | None:
-    part = {
-        name: _PARTS[word.removesuffix("s")] for name in ("first", "added", "last") if (word := found[name])
-    }
+    names = ("first", "added", "last")
+    part = {name: _PARTS[word.removesuffix("s")] for name in names if (word := found[name])}
     value = _sequence(found["number"]) if found["number"] else None
     if found["number"] and value is None and not found["first"]:
         return None

@@ -18,6 +18,9 @@ _CASES = re.compile(r"(?:[^=]*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTA
 _IN_PROSE = re.compile(
     r"(?:当|[Ii]f|[Ff]or|[Ww]hen)\s*([^当=]+?)(?:时\s*,?|,)(?:[^=<>,;当]*=)?\s*([^,;当=<>]+?)\s*(?:[,;]|$)"
 )
+_AROUND = re.compile(
+    r"^(?:if|when|for|where|当)\s*|\s*时$|[,(]?\s*[nk]\s*\\in\s*\\?[a-z{}]*N[\s}^{*+_\d]*\)?$"
+)
 _OTHERWISE = re.compile(r"(?:otherwise|else|其[他它余].{0,3})")
 _PLACES = tuple(Fraction(place, 1009) for place in (83, 211, 389, 547, 701, 953))
 Branch = tuple[str, str]
@@ -86,11 +89,7 @@ def _condition(text: str) -> region.Region | None:
     """Return the set where a branch counts; None for all that is left."""
     text = text.strip()
     text = text[1:-1] if text.startswith("(") and closes_at_end(text, "(", ")") else text
-    text = re.sub(
-        r"^(?:if|when|for|where|当)\s*|\s*时$|[,(]?\s*[nk]\s*\\in\s*\\?[a-z{}]*N[\s}^{*+_\d]*\)?$",
-        "",
-        text,
-    )
+    text = _AROUND.sub("", text)
     if _OTHERWISE.fullmatch(text.strip()):
         return None
     if (found := region.read_region(text)) is None:
@@ -106,14 +105,9 @@ def _same_functions(first: _Function, second: _Function) -> bool | None:
     decided, whole = False, variable in ("n", "k")
     # Where a sequence begins is left out of its general term.
     plain = whole and not (first.variables and second.variables)
-    others = set(first.symbols | second.symbols) - {variable}
+    others, regions = set(first.symbols | second.symbols) - {variable}, [*first.regions, *second.regions]
     for point in sample_points(others, count=3) if others else [{}]:
-        critical = [
-            place
-            for function in (first, second)
-            for part in function.regions
-            for place in part.critical(point)
-        ]
+        critical = [place for part in regions for place in part.critical(point)]
         for place in _places(critical, whole=whole):
             one, two = first.branch(place, point), second.branch(place, point)
             if (one is None) != (two is None) and not plain:

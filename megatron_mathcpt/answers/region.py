@@ -18,9 +18,8 @@ from megatron_mathcpt.answers.roots import NotAllKnown, real_zeros
 from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, close, evaluate, real, sample_points
 
 _NAME = re.compile(
-    r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}"
-    r"|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*"
-    r"(?:\([A-Za-z_0-9,+\-]{1,5}\))?"
+    r"\|[A-Za-z]{1,3}\||(?:\\[A-Za-z]+\s*)*(?:[A-Za-z]{0,3}|\\[A-Za-z]+\s*(?:\{[^{}]*\})?)"
+    r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-1\}?)?\s*(?:\([A-Za-z_0-9,+\-]{1,5}\))?"
 )
 _ORDER = r"<|>|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])"
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")

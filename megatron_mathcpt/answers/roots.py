@@ -16,6 +16,7 @@ from megatron_mathcpt.answers.value import Undefined, Value, arithmetic, as_numb
 
 _MAX_DEGREE = 20
 _MAX_SUBSTITUTIONS = 6
+_RATIONAL = {"symbol", "add", "subtract", "multiply", "divide", "negate"}
 Polynomial = list[Value]  # from the constant term upwards
 
 
@@ -34,12 +35,8 @@ def real_zeros(node: Node, variable: str, point: Mapping[str, Value], depth: int
         return [*_polynomial_zeros(top), *_polynomial_zeros(bottom)]
     if inner.operator == "abs":
         signs = (inner.arguments[0], Node("negate", inner.arguments))
-        branches = [_replace(node, inner, signed) for signed in signs]
-        return [
-            zero
-            for each in (inner.arguments[0], *branches)
-            for zero in real_zeros(each, variable, point, depth + 1)
-        ]
+        branches = (inner.arguments[0], *(_replace(node, inner, signed) for signed in signs))
+        return [zero for each in branches for zero in real_zeros(each, variable, point, depth + 1)]
     # Of one function of the variable: solve for its value first.
     unknown = "\\unknown" + str(depth)
     outer = _replace(node, inner, Node("symbol", value=unknown))
@@ -77,9 +74,6 @@ def _innermost(node: Node, variable: str) -> Node | None:
     return None
 
 
-_RATIONAL = {"symbol", "add", "subtract", "multiply", "divide", "negate"}
-
-
 def _is_power(node: Node, variable: str) -> bool:
     exponent = node.arguments[1] if node.operator == "power" else None
     if exponent is None or exponent.symbols():
@@ -110,10 +104,9 @@ def _inverse(node: Node, variable: str, point: Mapping[str, Value]) -> tuple[Nod
 
     with suppress(Undefined):
         if name == "root" or (name == "power" and variable in first.symbols()):
-            exponent = (
-                constant(others[0]) if name == "power" else apply("divide", Fraction(1), constant(others[0]))
-            )
-            return first, lambda value: real(apply("power", value, apply("divide", Fraction(1), exponent)))
+            one, exponent = Fraction(1), constant(others[0])
+            exponent = exponent if name == "power" else apply("divide", one, exponent)
+            return first, lambda value: real(apply("power", value, apply("divide", one, exponent)))
         if name in ("power", "exp"):
             base = constant(first) if name == "power" else arithmetic().e
             argument = others[0] if name == "power" else first
@@ -151,7 +144,8 @@ def _ratio(  # noqa: PLR0911 - one operation a return
     if node.operator == "divide":
         return _times(a, d), _times(b, c)
     sign = [Fraction(1 if node.operator == "add" else -1)]
-    return _plus(_times(a, d), _times(sign, _times(b, c))), _times(b, d)
+    one, other = _alike(_times(a, d), _times(sign, _times(b, c)))
+    return [x + y for x, y in zip_longest(one, other, fillvalue=one[0] * 0)], _times(b, d)
 
 
 def _times(first: Polynomial, second: Polynomial) -> Polynomial:
@@ -164,11 +158,6 @@ def _times(first: Polynomial, second: Polynomial) -> Polynomial:
         for j, b in enumerate(second):
             found[i + j] += a * b
     return found
-
-
-def _plus(first: Polynomial, second: Polynomial) -> Polynomial:
-    first, second = _alike(first, second)
-    return [a + b for a, b in zip_longest(first, second, fillvalue=first[0] * 0)]
 
 
 def _alike(*polynomials: Polynomial) -> list[Polynomial]:

@@ -34,11 +34,9 @@ _ASKED = re.compile(
     rf"(?:is|are|does|do|satisf(?:y|ies)|makes?|will make)? ?{_ALL}(?: true)?"
     r"|(?:求?解(?:下列|以下|这个)?方程组?|求(?:下列)?方程组?|方程组?|若|如果|已知)[:： ]*#(?:[,，;；和 ]*#)*"
     r" ?(?:的解|[,，]? ?(?:则|求|那么)? ?(?:未知数)? ?@ ?的?值?)?[是为=等于多少]*",
-    re.IGNORECASE,
+    re.I,
 )
-_FORMAT = re.compile(
-    r"(?:express|write|give|enter)[^.]*(?:answers?|fraction|form|solutions?)[^.]*\.?", re.IGNORECASE
-)
+_FORMAT = re.compile(r"(?:express|write|give|enter)[^.]*(?:answers?|fraction|form|solutions?)[^.]*\.?", re.I)
 
 
 def satisfies(question: str, answer: str) -> Status:
@@ -79,24 +77,16 @@ def _equations(question: str) -> list[Node]:
             return f"{' ' * text[:1].isspace()}@{text.strip()[1:]}{' ' * text[-1:].isspace()}"
         if inside.count("=") == 0 and formula[5]:
             return text
-        rows = re.split(
-            r"\\\\|&?,\s|\n",
-            re.sub(r"\\(?:begin|end)\{(?:align\*?|cases|aligned|array)\}(?:\{\w*\})?", "", inside),
-        )
+        bare = re.sub(r"\\(?:begin|end)\{(?:align\*?|cases|aligned|array)\}(?:\{\w*\})?", "", inside)
+        rows = re.split(r"\\\\|&?,\s|\n", bare)
         found.extend(_difference(row.replace("&", "")) for row in rows if row.strip())
         return "#" + "." * text.rstrip().endswith(".")
 
     skeleton = re.sub(r"\s+", " ", _FORMULA.sub(placeholder, _FORMAT.sub("", question))).strip(" .?？。:：")
     symbols = set().union(*(node.symbols() for node in found))
-    if (
-        not found
-        or not _ASKED.fullmatch(skeleton)
-        or not (asked or len(symbols) == len(found))
-        or asked - symbols
-    ):
+    for_all = symbols == asked if asked else len(symbols) == len(found)
+    if not (found and for_all and _ASKED.fullmatch(skeleton)):
         raise NotAnExpression("not a question for the unknowns of equations")
-    if asked and symbols != asked:
-        raise NotAnExpression("more symbols than are asked for")
     return found
 
 
@@ -128,9 +118,8 @@ def _point(parts: list[str], names: list[str]) -> dict[str, Value]:
         equation = read_equation(part)
         if (equation is None) != ("=" not in part) or re.search(r"\d\.\d", part):  # perhaps rounded
             raise NotAnExpression(part)
-        point[equation.name if equation else name] = evaluate(
-            parse_expression(equation.right if equation else part)
-        )
+        own, value = (equation.name, equation.right) if equation else (name, part)
+        point[own] = evaluate(parse_expression(value))
     if set(point) != set(names):
         raise NotAnExpression("not the unknowns")
     return point

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from megatron_mathcpt.checkpoint.model_card import CARD, write_card
-from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, TOKENIZERS, base_of, copy_side_files
+from megatron_mathcpt.checkpoint.side_files import TOKENIZERS, base_of, copy_side_files
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_bos, read_hf_shape
 from megatron_mathcpt.config.phases import phase_at, phases_of
@@ -21,23 +21,18 @@ from megatron_mathcpt.errors import CheckpointError, ManifestError, first_error
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats import run_folder as folders
+from megatron_mathcpt.formats import tokenizer_folder as tokenizers
 from megatron_mathcpt.formats.files import hash_file, hash_json
 from megatron_mathcpt.formats.hub import local_folder, pinned_id
 from megatron_mathcpt.formats.manifest import Manifest, is_complete, sync_and_describe, write_manifest
 from megatron_mathcpt.formats.output_folder import MARKER, locked_folder
 from megatron_mathcpt.formats.run_folder import CheckpointCounts, checkpoint_manifest
-from megatron_mathcpt.formats.tokenizer_folder import (
-    FILE,
-    compare_tokenizers,
-    config_ends,
-    load_tokenizer,
-    named_begin,
-    tokenizer_file,
-)
 from megatron_mathcpt.formats.weight_files import weight_files
 from megatron_mathcpt.log import get_logger, progress, reporting
 
 _logger = get_logger(__name__)
+
+_BLOCK, _BLOCKS = 2**16, 64  # of a file's samples
 
 
 @dataclass(frozen=True)
@@ -49,13 +44,7 @@ class Converted:
 
 
 def export_to_hf(
-    run: Path,
-    out: Path,
-    tokenizer: Path | None = None,
-    *,
-    scores: Sequence[Path] = (),
-    verify: bool = True,
-    max_file_bytes: int = MAX_FILE_BYTES,
+    run: Path, out: Path, tokenizer: Path | None = None, *, scores: Sequence[Path] = (), verify: bool = True
 ) -> Converted:
     """Convert the chosen checkpoint of `run` (or one checkpoint) to the Hugging Face folder `out`.
 
@@ -86,13 +75,13 @@ def export_to_hf(
     source = CheckpointWeights(checkpoint, shape)
     given = None if tokenizer is None else chosen_tokenizer(checkpoint, manifest, tokenizer)
     own, base = given or own_tokenizer(checkpoint, manifest), base_of(checkpoint)
-    named = () if base is None else config_ends(base)
-    ends = tuple(dict.fromkeys((*theirs.ends, *config_ends(own), *named)))
-    begin = named_begin(own) if theirs.bos_id is None and base is None else theirs.bos_id
+    named = () if base is None else tokenizers.config_ends(base)
+    ends = tuple(dict.fromkeys((*theirs.ends, *tokenizers.config_ends(own), *named)))
+    begin = tokenizers.named_begin(own) if theirs.bos_id is None and base is None else theirs.bos_id
     with locked_folder(out, "hf"), writing_of(checkpoint, out):
         _check_tokenizer(own)
         copy_side_files(own, base, out)
-        options = ExportOptions(base, "precision" in manifest.config, source.dtype, max_file_bytes)
+        options = ExportOptions(base, "precision" in manifest.config, source.dtype)
         weights = write_hf_folder(source, shape, out, eos_id=ends, bos_id=begin, options=options)
         difference = compare_logits(source, shape, out) if verify else None
         counts = CheckpointCounts(step=theirs.step, max_abs_logit_difference=difference)
@@ -116,20 +105,17 @@ def import_from_hf(
     inputs, new_rows = {"hf": hf_fingerprint(folder)}, range(0)
     if tokenizer is not None:
         new_rows, shape = extend(folder, tokenizer, shape)
-        inputs["tokenizer"] = hash_file(tokenizer / FILE)
-    if is_complete(out, "checkpoint", inputs=inputs, config={"model": shape.model_dump(mode="json")}):
-        return _found(checkpoint_manifest(out))  # without torch, which takes seconds to load
-    from megatron_mathcpt.cpu import use_cpu
+        inputs["tokenizer"] = hash_file(tokenizer / tokenizers.FILE)
 
-    use_cpu()  # before the first import of Megatron-Core
-    from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
-    from megatron_mathcpt.checkpoint.load import CheckpointWeights
+    def write(writing: Path) -> float | None:  # here, as torch takes seconds to load
+        from megatron_mathcpt.cpu import use_cpu
 
-    source = hf_weights(folder, new_rows)
+        use_cpu()  # before the first import of Megatron-Core
+        from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
+        from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-    def write(writing: Path) -> float | None:
         with writing_of(folder, writing):
-            write_checkpoint_files(source, shape, writing)
+            write_checkpoint_files(hf_weights(folder, new_rows), shape, writing)
             written = CheckpointWeights(writing, shape)
             return compare_logits(written, shape, folder, new_rows) if verify else None
 
@@ -177,14 +163,14 @@ def new_checkpoint(
             copy_side_files(own, base, writing / "tokenizer")
         difference = write(writing)
         outputs = sync_and_describe(writing, files_in(writing))
-        ends, file = config_ends(base) if base else (), writing / "tokenizer" / FILE
+        ends, file = tokenizers.config_ends(base) if base else (), writing / "tokenizer" / tokenizers.FILE
         if base is None and own is not None:
-            ends = (load_tokenizer(own)[1].eos_id,)
+            ends = (tokenizers.load_tokenizer(own)[1].eos_id,)
         counts = CheckpointCounts(
             step=0,
             eos_id=next(iter(ends), None),
             end_ids=ends,
-            bos_id=read_hf_bos(base) if base else None if own is None else named_begin(own),
+            bos_id=read_hf_bos(base) if base else None if own is None else tokenizers.named_begin(own),
             tokenizer=hash_file(file) if file.is_file() else None,
             base=pinned_id(base) if base else None,
             max_abs_logit_difference=difference,
@@ -195,11 +181,8 @@ def new_checkpoint(
 
 
 def extend(folder: Path, tokenizer: Path, shape: DecoderShape) -> tuple[range, DecoderShape]:
-    """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them.
-
-    Raises `CheckpointError` if it does more than to add tokens to the tokenizer in `folder`.
-    """
-    differ, size = compare_tokenizers(tokenizer, folder), shape.vocab_size
+    """The rows that weights of `shape` lack for the tokens of `tokenizer`, and the shape with them."""
+    differ, size = tokenizers.compare_tokenizers(tokenizer, folder), shape.vocab_size
     if not differ.extends:
         remedy = "give one that only adds tokens, such as that of a corpus with tokenizer.added_tokens"
         raise CheckpointError(f"{tokenizer}: differs from the tokenizer of {folder} ({differ}); {remedy}")
@@ -225,9 +208,6 @@ def verify_exported(folder: Path, *, full: bool = False) -> None:
         manifests.verify_part(folder, manifests.load_manifest(folder, "hf"), full=full)
     elif (folder / MARKER).is_file():
         raise CheckpointError(f"{folder}: an export that did not finish; run it again")
-
-
-_BLOCK, _BLOCKS = 2**16, 64
 
 
 def hf_fingerprint(folder: Path) -> str:
@@ -320,10 +300,10 @@ def chosen_tokenizer(checkpoint: Path, manifest: Manifest, given: Path) -> Path:
 
 def check_same(given: Path, own: Path | None, recorded: str | None = None) -> None:
     """Refuse a tokenizer that is not the model's: the one in `own`, else one of the `recorded` hash."""
-    file = tokenizer_file(given)
-    if own is not None and (own / FILE).is_file():
-        same = hash_file(file) == hash_file(own / FILE)
-        if not same and (differ := str(compare_tokenizers(file, own))):
+    file = tokenizers.tokenizer_file(given)
+    if own is not None and (own / tokenizers.FILE).is_file():
+        same = hash_file(file) == hash_file(own / tokenizers.FILE)
+        if not same and (differ := str(tokenizers.compare_tokenizers(file, own))):
             raise CheckpointError(f"tokenizer {given}: is not the model's, in {own} ({differ}); leave it out")
     elif recorded not in (None, hash_file(file)):
         raise CheckpointError(f"tokenizer {given}: is not the model's (sha256 {recorded:.12}); give it")

@@ -17,13 +17,14 @@ from typing import NamedTuple
 import torch
 
 from megatron_mathcpt.checkpoint.huggingface import unpack
-from megatron_mathcpt.checkpoint.side_files import MAX_FILE_BYTES, write_settings
+from megatron_mathcpt.checkpoint.side_files import write_settings
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import FINAL_NORM, hf_sizes, tensor_keys
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile, sync_and_describe
 from megatron_mathcpt.model import weights as tensors
 
+MAX_FILE_BYTES = 5 * 10**9  # of tensors in a file, as huggingface_hub's MAX_SHARD_SIZE
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -42,7 +43,6 @@ class ExportOptions:
     base: Path | None = None
     trained: bool = True  # else the weights have the type that the base says
     dtype_of: Callable[[str], torch.dtype] | None = None  # None: that of the final norm for all
-    max_file_bytes: int = MAX_FILE_BYTES
 
 
 def write_hf_folder(
@@ -59,7 +59,7 @@ def write_hf_folder(
     for leftover in (*folder.glob("model*.safetensors"), folder / _INDEX):  # of a killed export, or a link
         leftover.unlink(missing_ok=True)
     main = source.read(FINAL_NORM, None).dtype
-    files = _plan_files(shape, options.dtype_of or (lambda _: main), options.max_file_bytes)
+    files = _plan_files(shape, options.dtype_of or (lambda _: main))
     outputs = _write_files(folder, files, source, shape)
     if len(files) > 1:
         of = {tensor.name: name for name, content in files.items() for tensor in content}
@@ -73,16 +73,14 @@ def write_hf_folder(
     return outputs
 
 
-def _plan_files(
-    shape: DecoderShape, dtype_of: Callable[[str], torch.dtype], most: int
-) -> dict[str, list[_Tensor]]:
-    """What each file has, in order; a tensor of more than `most` bytes has a file of its own."""
+def _plan_files(shape: DecoderShape, dtype_of: Callable[[str], torch.dtype]) -> dict[str, list[_Tensor]]:
+    """What each file has, in order; a tensor of more than `MAX_FILE_BYTES` has a file of its own."""
     files: list[list[_Tensor]] = [[]]
     for key, layer in tensor_keys(shape):
         for name, size in hf_sizes(shape, key, layer).items():
             dtype = dtype_of(key)
             tensor = _Tensor(name, dtype, size, math.prod(size) * dtype.itemsize)
-            if files[-1] and sum(one.bytes for one in files[-1]) + tensor.bytes > most:
+            if files[-1] and sum(one.bytes for one in files[-1]) + tensor.bytes > MAX_FILE_BYTES:
                 files.append([])
             files[-1].append(tensor)
     for content in files:  # as safetensors writes a file: so an export can have the very bytes of its base

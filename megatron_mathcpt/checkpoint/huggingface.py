@@ -5,10 +5,9 @@ after group), and gate above up. Only comparing logits needs a whole model in me
 """
 
 import io
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +20,10 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from megatron_mathcpt import parallel
 from megatron_mathcpt.checkpoint.save import DataOf, without_crc32
+from megatron_mathcpt.config import weight_map
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
 from megatron_mathcpt.config.hf_config import read_hf_shape
 from megatron_mathcpt.config.shape import DecoderShape, padded_vocab_size
-from megatron_mathcpt.config.weight_map import (
-    EMBEDDING,
-    LAYERS,
-    OUTPUT,
-    QKV,
-    QKV_BIAS,
-    check_weights,
-    hf_sizes,
-    packed_sizes,
-    tensor_keys,
-    tensor_sizes,
-)
 from megatron_mathcpt.errors import CheckpointError, one_line
 from megatron_mathcpt.formats.tokenizer_folder import read_tokenizer
 from megatron_mathcpt.model import weights as tensors
@@ -55,7 +43,7 @@ _TEXT = (
 
 def pack(key: str, parts: list[torch.Tensor], shape: DecoderShape) -> torch.Tensor:
     """Megatron-Core's tensor from Hugging Face's parts."""
-    if key not in (QKV, QKV_BIAS):
+    if key not in (weight_map.QKV, weight_map.QKV_BIAS):
         return torch.cat(parts) if len(parts) > 1 else parts[0]
     grouped = [part.unflatten(0, (shape.query_groups, -1)) for part in parts]
     return torch.cat(grouped, dim=1).flatten(0, 1)
@@ -63,21 +51,18 @@ def pack(key: str, parts: list[torch.Tensor], shape: DecoderShape) -> torch.Tens
 
 def unpack(key: str, whole: torch.Tensor, shape: DecoderShape) -> list[torch.Tensor]:
     """Hugging Face's parts of Megatron-Core's tensor; undoes `pack` bit for bit."""
-    rows = [size[0] for size in packed_sizes(shape)[key].values()]
-    if key not in (QKV, QKV_BIAS):
+    rows = [size[0] for size in weight_map.packed_sizes(shape)[key].values()]
+    if key not in (weight_map.QKV, weight_map.QKV_BIAS):
         return list(whole.split(rows))
     grouped = whole.unflatten(0, (shape.query_groups, -1))
     return [part.flatten(0, 1) for part in grouped.split([n // shape.query_groups for n in rows], dim=1)]
 
 
 class HuggingFaceWeights:
-    """`WeightSource` of the weight files of a folder that count, packed on demand, each in its own type.
-
-    Raises `CheckpointError` if they are not just the tensors of `shape` (formats/weight_files.py).
-    """
+    """`WeightSource` of the weight files of a folder that count, packed on demand, each in its own type."""
 
     def __init__(self, folder: Path, shape: DecoderShape) -> None:
-        self._shape, self._stored = shape, check_weights(folder, shape)
+        self._shape, self._stored = shape, weight_map.check_weights(folder, shape)
         if shape.share_embeddings_and_output_weights and _HEAD in self._stored:
             # By their bits; transformers would keep both.
             one, other = (self._tensor(name).contiguous().view(torch.uint8) for name in (_HEAD, _EMBEDDING))
@@ -87,23 +72,17 @@ class HuggingFaceWeights:
                 raise CheckpointError(f"{self._stored[_HEAD].file}: {what}; {remedy}")
 
     def read(self, key: str, layer: int | None) -> torch.Tensor:
-        names = hf_sizes(self._shape, key, layer)
+        names = weight_map.hf_sizes(self._shape, key, layer)
         return pack(key, [self._tensor(name) for name in names], self._shape)
 
     def _tensor(self, name: str) -> torch.Tensor:
-        with _opened(self._stored[name].file) as file:
-            found: torch.Tensor = file.get_tensor(name)
+        path = self._stored[name].file
+        try:
+            with safe_open(path, framework="pt") as file:
+                found: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:  # it is cut, or its header is damaged
+            raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
         return found
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a file of weights; `CheckpointError` if it is cut or its header is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not read as safetensors ({error}); copy it again") from error
 
 
 def hf_weights(folder: Path, new_rows: range) -> tensors.WeightSource:
@@ -126,13 +105,13 @@ def write_checkpoint_files(
             torch.save([None], nothing := io.BytesIO())
             return nothing
         key, place = item.index.fqn, item.tensor_data.chunk
-        tensor = source.read(key, place.offsets[0] if key.startswith(LAYERS) else None)
+        tensor = source.read(key, place.offsets[0] if key.startswith(weight_map.LAYERS) else None)
         missing = place.sizes[-tensor.dim()] - len(tensor)
         tensor = F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
         return tensor.reshape(place.sizes)
 
-    dtypes = {key: source.read(key, layer).dtype for key, layer in tensor_keys(shape) if not layer}
-    items = [_write_item(key, layer, shape, dtypes[key]) for key, layer in tensor_keys(shape)]
+    dtypes = {key: source.read(key, layer).dtype for key, layer in weight_map.tensor_keys(shape) if not layer}
+    items = [_write_item(key, layer, shape, dtypes[key]) for key, layer in weight_map.tensor_keys(shape)]
     items += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in empty]
     writer = FileSystemWriter(folder, sync_files=False)
     writer.set_up_storage_writer(True)
@@ -147,8 +126,8 @@ def write_checkpoint_files(
 
 def _write_item(key: str, layer: int | None, shape: DecoderShape, dtype: torch.dtype) -> WriteItem:
     """Describe a tensor to torch's writer; a layer's is a slice of the stored tensor of all layers."""
-    size = tensor_sizes(shape)[key]
-    if key in (EMBEDDING, OUTPUT):
+    size = weight_map.tensor_sizes(shape)[key]
+    if key in (weight_map.EMBEDDING, weight_map.OUTPUT):
         size = (padded_vocab_size(size[0]), *size[1:])
     whole, offset = size, (0,) * len(size)
     if layer is not None:
@@ -168,7 +147,7 @@ def compare_logits(
     tokens[0, : len(some)] = some
     # Not in the one type that transformers would take for all tensors; new rows are rounded as ours are.
     reference = load_reference(folder, new_rows, dtype="float32").eval()
-    keys = [key for key in (EMBEDDING, OUTPUT) if key in packed_sizes(shape)]
+    keys = [key for key in (weight_map.EMBEDDING, weight_map.OUTPUT) if key in weight_map.packed_sizes(shape)]
     parts = (reference.get_input_embeddings(), reference.get_output_embeddings())
     for part, key in zip(parts, keys, strict=False) if new_rows else ():
         rows = part.weight.data[new_rows.start : new_rows.stop]
@@ -183,18 +162,14 @@ def compare_logits(
         exact = reference.double()(tokens).logits
         error, own = (float((logits - exact).abs().max()) for logits in (theirs, ours))
         if not own <= _MORE_ERROR * error:
-            raise CheckpointError(
-                f"{folder}: its logits and Megatron-Core's differ by {difference:.2e}, from those in fp64 by "
-                f"{error:.2e} and {own:.2e}; the conversion must not be used"
-            )
+            errors = f"by {difference:.2e}, from those in fp64 by {error:.2e} and {own:.2e}"
+            problem = f"its logits and Megatron-Core's differ {errors}"
+            raise CheckpointError(f"{folder}: {problem}; the conversion must not be used")
     return difference
 
 
 def load_reference(folder: Path, new_rows: range = range(0), **options: str) -> "PreTrainedModel":
-    """transformers' model of a folder's `*.safetensors`, with rows of new tokens, as `hf_weights` has them.
-
-    Raises `CheckpointError` if it cannot be loaded.
-    """
+    """transformers' model of a folder's `*.safetensors`, with rows of new tokens as in `hf_weights`."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

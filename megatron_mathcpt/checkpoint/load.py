@@ -25,14 +25,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_mathcpt.checkpoint import safe_pickle
 from megatron_mathcpt.checkpoint.optimizer_state import OptimizerState
-from megatron_mathcpt.checkpoint.safe_pickle import (
-    EXTRA,
-    CheckpointReader,
-    problem_of_extra_states,
-    reading_by,
-    refusing,
-)
 from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import EMBEDDING, OUTPUT
 from megatron_mathcpt.errors import CheckpointError, ManifestError, one_line
@@ -52,10 +46,8 @@ def newest_verified(run_folder: Path, layout: Layout) -> Path | None:
     paths = folders.checkpoint_paths(run_folder)
     found = next((path for path in paths if _is_resumable(path, layout)), None)
     if paths and found is None:
-        raise CheckpointError(
-            f"{run_folder / folders.FOLDER}: no checkpoint verifies that has more than weights; restore "
-            "one or delete all"
-        )
+        problem = "no checkpoint verifies that has more than weights; restore one or delete all"
+        raise CheckpointError(f"{run_folder / folders.FOLDER}: {problem}")
     return found
 
 
@@ -108,33 +100,32 @@ def load_state(
 ) -> None:
     """Load weights, and the optimizer's state if one is given, from a verified checkpoint of any layout."""
     if hasattr(CheckpointingConfig, "common_backend") and not (path / COMMON_STATE_FNAME).is_file():
-        raise CheckpointError(
-            f"{path}: has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does), which this "
-            "one cannot read; install that one"
-        )
-    reader = CheckpointReader(path)
+        problem = f"has no {COMMON_STATE_FNAME}, so a newer Megatron-Core wrote it (0.19 does)"
+        raise CheckpointError(f"{path}: {problem}, which this one cannot read; install that one")
+    reader = safe_pickle.CheckpointReader(path)
     stored = reader.index.state_dict_metadata
-    state = sharded_model(model, stored)
+    wanted = sharded_model(model, stored)
     if optimizer is not None:
-        parts = OptimizerState(optimizer, state, loading=True)
+        parts = OptimizerState(optimizer, wanted, loading=True)
         _check_stored(path, stored, parts)
-        state["optimizer"] = parts.sharded
+        wanted["optimizer"] = parts.sharded
     # 0.19 would load into FP8 parameters itself, and the precise values, for `requantize`, would be lost.
-    force_all_tensors_to_non_fp8(state)
+    force_all_tensors_to_non_fp8(wanted)
     # Each replica reads a part, and they exchange the parts: not every rank reads the whole checkpoint.
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), layout.groups.dp_cp)
     try:
-        with reading_by(reader):
-            loaded = dist_checkpointing.load(state, str(path), strategy)
+        with safe_pickle.reading_by(reader):
+            loaded = dist_checkpointing.load(wanted, str(path), strategy)
     except (CheckpointException, CheckpointingException) as error:  # the first wraps those of other ranks
         first = next((wrapped[0] for wrapped in getattr(error, "failures", {}).values()), error)
         raise CheckpointError(f"{path}: does not load ({one_line(str(first))}); use another") from error
-    _raise_on_all(problem_of_extra_states(path, (loaded[f"model{index}"] for index in range(len(model)))))
-    for index, chunk in enumerate(model):
-        missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
+    states = [loaded[f"model{index}"] for index in range(len(model))]
+    _raise_on_all(safe_pickle.problem_of_extra_states(path, states))
+    for chunk, state in zip(model, states, strict=True):
+        missing, unexpected = chunk.load_state_dict(state, strict=False)
         assert not unexpected, unexpected
-        assert all(key.endswith(EXTRA) for key in missing), missing
-        requantize(chunk, loaded[f"model{index}"])
+        assert all(key.endswith(safe_pickle.EXTRA) for key in missing), missing
+        requantize(chunk, state)
     if optimizer is not None:
         parts.load(loaded["optimizer"])
 
@@ -147,7 +138,7 @@ def sharded_model(model: Iterable[LanguageModel], stored: Container[str] | None 
         f"model{index}": {
             key: value
             for key, value in chunk.sharded_state_dict().items()
-            if not key.endswith(EXTRA)
+            if not key.endswith(safe_pickle.EXTRA)
             or (chunk.config.fp8 is not None if stored is None else value.unique_key in stored)
         }
         for index, chunk in enumerate(model)
@@ -166,10 +157,9 @@ def _check_stored(path: Path, stored: Mapping[str, object], optimizer: Optimizer
                 "load the weights only, or save it as fully_reshardable"
             )
         if found.properties.dtype != part.dtype:  # torch would convert it silently
-            raise CheckpointError(
-                f"{path}: '{part.key}' is {found.properties.dtype}, this optimizer has it in {part.dtype}; "
-                "use the precision of the run that saved it, or load the weights only"
-            )
+            problem = f"'{part.key}' is {found.properties.dtype}, this optimizer has it in {part.dtype}"
+            remedy = "use the precision of the run that saved it, or load the weights only"
+            raise CheckpointError(f"{path}: {problem}; {remedy}")
 
 
 class CheckpointWeights:
@@ -177,7 +167,7 @@ class CheckpointWeights:
 
     def __init__(self, path: Path, shape: DecoderShape, prefix: str = "") -> None:
         self._path, self._shape, self._prefix = path, shape, prefix
-        self._reader = CheckpointReader(path)
+        self._reader = safe_pickle.CheckpointReader(path)
         self._reader.set_up_storage_reader(self._reader.index, is_coordinator=True)
 
     def dtype(self, key: str) -> torch.dtype:
@@ -195,11 +185,10 @@ class CheckpointWeights:
         if key.endswith((EMBEDDING, OUTPUT)):
             rows = self._shape.vocab_size or rows  # without the padding
         offset, size = torch.Size([first, *[0] * len(stored.size[1:])]), torch.Size([rows, *stored.size[1:]])
-        with refusing(f"{self._path}: '{key}'"):
+        with safe_pickle.refusing(f"{self._path}: '{key}'"):
             target = torch.empty(size, dtype=stored.properties.dtype)
-            items = create_read_items_for_chunk_list(
-                self._prefix + key, stored, [ChunkStorageMetadata(offset, size)]
-            )
+            chunks = [ChunkStorageMetadata(offset, size)]
+            items = create_read_items_for_chunk_list(self._prefix + key, stored, chunks)
             if sum(item.lengths.numel() for item in items) != size.numel():
                 raise ValueError(f"its stored parts are not the whole of {[*size]} from {[*offset]}")
             self._reader.read_data(LoadPlan(items), _IntoTensor(target)).wait()

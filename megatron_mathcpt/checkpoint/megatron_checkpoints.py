@@ -40,10 +40,8 @@ _PARTS = ("linear_qkv", "linear_proj", "core_attention", "q_layernorm", "k_layer
 _WITH_STATE = (*(ATTENTION + part for part in _PARTS), *(f"{LAYERS}mlp.linear_fc{n}" for n in (1, 2)))
 # Arguments with the same name here; the second and third do not have to be those of a given shape.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "rotary_base")
-_FREE, _ROWS = (
-    ("init_method_std", "max_position_embeddings"),
-    ("make_vocab_size_divisible_by", "padded_vocab_size"),
-)
+_FREE = ("init_method_std", "max_position_embeddings")
+_ROWS = ("make_vocab_size_divisible_by", "padded_vocab_size")
 # What else changes the model, and the only value at which it is what we build.
 _REQUIRED: dict[str, object] = {
     **{"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True},
@@ -191,9 +189,8 @@ def export_to_megatron(run: Path, out: Path) -> tuple[convert.Converted, str]:
     args |= dict.fromkeys(("no_save_optim", "no_save_rng"), True)
     args |= {"iteration": step, "consumed_train_samples": counts.consumed_samples}
     places = [(part, layer, shape.num_layers) for part in _WITH_STATE for layer in range(shape.num_layers)]
-    states = [
-        f"{part}.{EXTRA}/shard_{at}_{of}" for part, at, of in (*places, ("decoder.final_layernorm", 0, 1))
-    ]
+    places.append(("decoder.final_layernorm", 0, 1))
+    states = [f"{part}.{EXTRA}/shard_{at}_{of}" for part, at, of in places]
     with locked_folder(out, "megatron"):
         for name in convert.files_in(out):
             (out / name).unlink()

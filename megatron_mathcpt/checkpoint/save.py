@@ -250,12 +250,10 @@ class Saver(AbstractContextManager["Saver"]):
         if not self.layout.is_writer:
             return
         writer.write_index([results for results, _ in written])
-        outputs = {name: file for _, files in written for name, file in files.items()}
+        files = {name: file for _, own in written for name, file in own.items()}
         folder, config = folders.hidden_path(self._path), self.config
-        outputs |= sync_and_describe(folder, {path.name for path in folder.iterdir()} - outputs.keys())
-        write_manifest(
-            folder, "checkpoint", inputs=self.inputs, counts=counts, config=config, outputs=outputs
-        )
+        files |= sync_and_describe(folder, {path.name for path in folder.iterdir()} - files.keys())
+        write_manifest(folder, "checkpoint", inputs=self.inputs, counts=counts, config=config, outputs=files)
         folders.commit(self._path)
         if self.on_commit is not None:
             self.on_commit(self._path)
@@ -266,10 +264,9 @@ class Saver(AbstractContextManager["Saver"]):
 
     def _unwritable(self, cause: str) -> CheckpointError:
         free = shutil.disk_usage(self._path.parent).free
-        return CheckpointError(
-            f"{self._path}: cannot be written ({cause}; {free:,} bytes free there), earlier checkpoints are "
-            "intact; free some space or choose another folder and start again"
-        )
+        problem = f"cannot be written ({cause}; {free:,} bytes free there), earlier checkpoints are intact"
+        remedy = "free some space or choose another folder and start again"
+        return CheckpointError(f"{self._path}: {problem}; {remedy}")
 
 
 class _Plan(torch_dist.TorchDistSaveShardedStrategy):

@@ -18,7 +18,6 @@ from megatron_mathcpt.formats.tokenizer_folder import FILE, GENERATION, SETTINGS
 from megatron_mathcpt.records import JsonObject
 
 CONFIG = "config.json"
-MAX_FILE_BYTES = 5 * 10**9  # of tensors in a file of an export, as huggingface_hub's MAX_SHARD_SIZE
 TOKENIZERS = (FILE, SETTINGS, "special_tokens_map.json", "tokenizer.model")  # one of them is a tokenizer
 _VOCABULARY = ("added_tokens.json", "vocab.json", "merges.txt")  # in files that tokenizer.json replaces
 _TEMPLATE = "chat_template.jinja"
@@ -43,7 +42,8 @@ def copy_side_files(own: Path, base: Path | None, folder: Path) -> None:
     settings = base or own
     files |= {name: settings / name for name in _found(settings, (CONFIG, GENERATION))}
     if base is not None:
-        if _is_same(own / FILE, base / FILE):
+        both = own / FILE, base / FILE
+        if all(map(Path.is_file, both)) and len({*map(hash_file, both)}) == 1:
             files = {name: base / name for name in _found(base, (*TOKENIZERS, *_VOCABULARY))} | files
         inside = read_settings(own / SETTINGS).get("chat_template")
         if not (inside or _found(own, _TEMPLATES)):
@@ -58,10 +58,6 @@ def copy_side_files(own: Path, base: Path | None, folder: Path) -> None:
 def _found(folder: Path, patterns: Sequence[str]) -> list[str]:
     files = (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
     return [path.relative_to(folder).as_posix() for path in files]
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.is_file() and other.is_file() and hash_file(one) == hash_file(other)
 
 
 def write_settings(

@@ -27,11 +27,15 @@ class CoreAttention(torch.nn.Module):
         # How many keys a token sees, itself included; None: all before it.
         self.window = config.window_size[0] + 1 if is_layer_window_attention(*windows, layer_number) else None
 
-    def gather_sequence(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """All-gather the whole sequence of each tensor, in the order of the context-parallel ranks."""
-        # Sequence parallelism's operation on the context-parallel group: its backward is a reduce-scatter,
-        # which sums the gradients of all ranks for each rank's own keys and values.
-        return tuple(gather_from_sequence_parallel_region(part, group=self.context_group) for part in tensors)
+    def flatten(self, documents: Documents, query: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """One row of tokens each; keys and values are the whole sequence's, in the order of positions."""
+        if self.context_group is not None:
+            # Sequence parallelism's operation on the context-parallel group: in backward a reduce-scatter,
+            # which sums the gradients of all ranks for each rank's own keys and values. In the ranks' order a
+            # document's keys would not be contiguous.
+            gathered = (gather_from_sequence_parallel_region(one, group=self.context_group) for one in others)
+            others = tuple(one[documents.order] for one in gathered)
+        return tuple(one.transpose(0, 1).flatten(0, 1) for one in (query, *others))
 
 
 class SdpaAttention(CoreAttention):
@@ -50,26 +54,23 @@ class SdpaAttention(CoreAttention):
         """Attend; [sequence, batch, heads, channels] to [sequence, batch, heads * channels]."""
         assert attention_mask is None
         (length, rows), documents = query.shape[:2], packed_seq_params
-        if self.context_group is not None:
-            if documents is None:
-                size, rank = self.context_group.size(), self.context_group.rank()
-                documents = pack_documents(torch.zeros(rows, length * size), size, rank).to(query.device)
-            key, value = (tensor[documents.order] for tensor in self.gather_sequence(key, value))
+        if documents is None and self.context_group is not None:
+            size, rank = self.context_group.size(), self.context_group.rank()
+            documents = pack_documents(torch.zeros(rows, length * size), size, rank).to(query.device)
         if documents is None:
             whole = self._attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
             return whole.permute(2, 0, 1, 3).flatten(2)
         # By document, not under one mask: time and memory grow by the squares of the documents' lengths, not
         # of the sample's.
-        query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        query, key, value = self.flatten(documents, query, key, value)
         outputs = []
         for span in documents.spans:
             # Split at once: the gradient of each of many slices would be a tensor of the whole size.
             queries = query[span.queries].split(span.query_sizes)
             keys, values = (tensor[span.keys].split(span.key_sizes) for tensor in (key, value))
             for parts in zip(queries, keys, values, strict=True):
-                outputs.append(
-                    self._attend(*(part.transpose(0, 1)[None] for part in parts))[0].transpose(0, 1)
-                )
+                attended = self._attend(*(part.transpose(0, 1)[None] for part in parts))
+                outputs.append(attended[0].transpose(0, 1))
         return torch.cat(outputs).view(rows, length, -1).transpose(0, 1).contiguous()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -129,10 +130,7 @@ class DocumentAttention(CoreAttention):
         """Attend with the shapes of `SdpaAttention`, within the documents of this rank's queries."""
         documents = packed_seq_params  # the mask that precedes them is None
         length, rows = query.shape[:2]
-        if self.context_group is not None:
-            # Into the order of positions: in the ranks' order a document's keys are not contiguous.
-            key, value = (tensor[documents.order] for tensor in self.gather_sequence(key, value))
-        query, key, value = (tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value))
+        query, key, value = self.flatten(documents, query, key, value)
         outputs = []
         # One call without context parallelism; with it one for each of the rank's two chunks of a sample,
         # which see different numbers of keys before them.

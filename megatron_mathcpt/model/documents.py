@@ -23,17 +23,9 @@ def context_positions(seq_length: int, size: int, rank: int) -> torch.Tensor:
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def document_mask(documents: torch.Tensor, size: int = 1, rank: int = 0) -> torch.Tensor:
-    """Megatron-Core's attention mask [samples, 1, queries, keys], True where attention is forbidden.
-
-    From document numbers [samples, sequence]. Queries are those of context-parallel rank `rank` of `size`,
-    keys the whole sequence in the order of the ranks.
-    """
-    length = documents.shape[1]
-    positions = [context_positions(length, size, other) for other in range(size)]
-    keys, queries = (part.to(documents.device) for part in (torch.cat(positions), positions[rank]))
-    forbidden = documents[:, queries, None] != documents[:, None, keys]
-    return forbidden.logical_or_(keys[None, :] > queries[:, None]).unsqueeze(1)
+def document_mask(documents: torch.Tensor) -> torch.Tensor:
+    """[samples, 1, queries, keys], True where attention is allowed, from document numbers of each token."""
+    return (documents[:, :, None] == documents[:, None, :]).tril_().unsqueeze(1)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,6 @@ class HeadsNorm(torch.nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[object, ...] = (), metadata: object = None
     ) -> dict[str, object]:
-        """As Megatron-Core's modules have it."""
         own = self.state_dict(prefix="", keep_vars=True)
         found: dict[str, object] = make_sharded_tensors_for_checkpoint(
             own, prefix, {"weight": 0}, sharded_offsets
@@ -135,7 +134,6 @@ class FamilyAttention(SelfAttention):  # type: ignore[misc]
         self._scale = _frequencies(shape, 1)[1] ** 2 if scaled else 1.0
 
     def forward(self, *states: Tensor, rotary_pos_emb: Tensor, **more: object) -> tuple[Tensor, ...]:
-        """As Megatron-Core's."""
         if rotary_pos_emb.shape[-1] > self.config.kv_channels:
             rotary_pos_emb = rotary_pos_emb.chunk(2, -1)[self.rotary_table].contiguous()
         found: tuple[Tensor, ...] = super().forward(*states, rotary_pos_emb=rotary_pos_emb, **more)

@@ -105,10 +105,9 @@ def fuse_weight_gradients(chunk: LanguageModel) -> None:
 def _layer_spec(
     shape: DecoderShape, config: TransformerConfig, layout: Layout, stage: int | None, *, documents: bool
 ) -> ModuleSpec | TransformerBlockSubmodules:
+    norms = config.qk_layernorm
     if has_transformer_engine():
-        fused: ModuleSpec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
-            qk_layernorm=config.qk_layernorm
-        )
+        fused: ModuleSpec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=norms)
         if documents:
             fused.submodules.self_attention.submodules.core_attention = DocumentAttention
         if shape.of_family.post_norms:  # the linear layers have no norm of their own input
@@ -118,13 +117,11 @@ def _layer_spec(
             fused.submodules.mlp.submodules.linear_fc1 = TEColumnParallelLinear
         return _of_family(fused, shape, config)
     # SDPA needs no other class for documents, which are part of the batch.
-    spec: ModuleSpec = gpt_layer_specs.get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization="RMSNorm"
-    )
+    spec: ModuleSpec = gpt_layer_specs.get_gpt_layer_local_spec(qk_layernorm=norms, normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
     attention = spec.submodules.self_attention.submodules
     attention.core_attention = SdpaAttention
-    if config.qk_layernorm:
+    if norms:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     layers = get_num_layers_to_build(config, vp_stage=stage, pp_rank=layout.groups.pp.rank())
     specs = [_of_family(spec, shape, config)] * layers

@@ -49,11 +49,9 @@ def speed(run: PlannedRun, hardware: Hardware, seconds: float) -> Speed:
 
 def step_time(run: PlannedRun, machine: Machine) -> StepTime:
     # Layers that FP8 leaves in bf16 are counted by their share of a stage, not one by one.
-    layer, in_bf16 = (_layer_terms(run, machine, recipe) for recipe in (run.recipe, None))
+    layer, bf16 = (_layer_terms(run, machine, recipe) for recipe in (run.recipe, None))
     shares = [run.bf16_share(stage) for stage in range(run.stages)]
-    layers = [
-        {name: time + share * (in_bf16[name] - time) for name, time in layer.items()} for share in shares
-    ]
+    layers = [{name: time + share * (bf16[name] - time) for name, time in layer.items()} for share in shares]
     recompute = [_recompute_seconds(run, layer, stage) for stage, layer in enumerate(layers)]
     parts = zip(layers, run.layers, recompute, strict=True)
     stages = [count * sum(layer.values()) + again for layer, count, again in parts]

@@ -60,10 +60,7 @@ def predict(laws: Array, shares: Array) -> Array:
 
 
 def search_mixture(config: MixtureSearch, out: Path) -> JsonObject:
-    """Fit, predict, and write best.yaml and check.yaml to `out`; the result is in its manifest's counts.
-
-    Raises `DataError` for a run without a final loss on each set, `ManifestError` for one not finished.
-    """
+    """Fit, predict, and write best.yaml and check.yaml to `out`; the result is in its manifest's counts."""
     manifests = {folder: load_manifest(folder, RUN) for folder in config.runs}
     inputs = {folder.name: manifest.fingerprint() for folder, manifest in manifests.items()}
     settings, run = config.model_dump(mode="json"), config.check_run
@@ -145,10 +142,7 @@ def _candidates(config: MixtureSearch, trained: Array, counts: RunCounts) -> Arr
 
 
 def judge_search(result: JsonObject, validation: Mapping[str, float | None]) -> JsonObject:
-    """`result` with the loss that the check run measured, and whether it is as predicted; None: not trained.
-
-    `validation` are the check run's final losses.
-    """
+    """`result` with the check run's loss, of its `validation`, and whether it is as predicted; else None."""
     known = {of: loss for of, loss in validation.items() if loss is not None}
     best, measured, within = result["best"], None, None
     if result["target"].keys() <= known.keys():

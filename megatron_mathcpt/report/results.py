@@ -34,14 +34,11 @@ MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
 _ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256", "shots"}
+Manifests = dict[str, Manifest]  # by path below the results folder
 
 
 def build_results(
-    runs: Sequence[Run],
-    pairs: Sequence[Pair],
-    manifests: dict[str, Manifest],
-    origins: Sequence[Origin],
-    study: bool,
+    runs: Sequence[Run], pairs: Sequence[Pair], manifests: Manifests, origins: Sequence[Origin], study: bool
 ) -> dict[str, JsonValue]:
     """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
@@ -79,7 +76,7 @@ def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, di
     return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
 
 
-def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
+def build_versions(manifests: Manifests) -> dict[str, list[str]]:
     """Every version of each package, and commit, that built a folder; more than one is a warning sign."""
     versions: dict[str, set[str]] = {}
     for manifest in manifests.values():
@@ -88,16 +85,14 @@ def build_versions(manifests: dict[str, Manifest]) -> dict[str, list[str]]:
     return {package: sorted(found) for package, found in sorted(versions.items())}
 
 
-def _run(run: Run, manifests: dict[str, Manifest], mathematics_tokens: int) -> dict[str, JsonValue]:
+def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, JsonValue]:
     counts = RunCounts.model_validate(run.manifest.counts) if run.manifest else None
     sources = counts.tokens_by_source if counts else {}
     hf = run.folder / "hf"  # a results folder may have been copied without the models
     converted = manifests.get(f"{run.name}/hf")
-    scores = {
-        task: _share([*run.outcomes[task].values()], run.bits[task].values())
-        | score.model_dump(include=_ABOUT_SCORE)
-        for task, score in run.scores.items()
-    }
+    scores = {task: _share([*run.outcomes[task].values()], run.bits[task].values()) for task in run.scores}
+    for task, score in run.scores.items():
+        scores[task] |= score.model_dump(include=_ABOUT_SCORE)
     return {
         "scores": scores,
         # The form that counts; bits per byte are those of the zero-shot form.
@@ -197,7 +192,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin]) -> dict[str, int]:
+def _mathematics_tokens(manifests: Manifests, origins: Sequence[Origin]) -> dict[str, int]:
     """Tokens of all pools except the general one that each run saw, its parent runs included."""
     own, behind = dict[str, int](), dict[str, set[str]]()
     for origin in origins:  # parents first
@@ -209,7 +204,7 @@ def _mathematics_tokens(manifests: dict[str, Manifest], origins: Sequence[Origin
     return {name: sum(own[one] for one in found) for name, found in behind.items()}
 
 
-def _counts(manifests: dict[str, Manifest], kind: str) -> dict[str, Any]:
+def _counts(manifests: Manifests, kind: str) -> dict[str, Any]:
     return {path: manifest.counts for path, manifest in manifests.items() if manifest.kind == kind}
 
 

@@ -16,6 +16,7 @@ from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison
 from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
+Where = dict[str, tuple[str, ...]]  # by run, the tasks or subsets of a claim
 _BY_WEIGHT = ("contradicted", "reproduced", UNDECIDED)
 
 
@@ -60,7 +61,7 @@ class StudyResult(Section):
     published: str
     pairs: tuple[Pair, ...]
     matched: tuple[Pair, ...] = ()
-    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
 
 
 class Published(Section):
@@ -108,9 +109,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
 
 
 def judge(
-    pairs: Sequence[Pair],
-    where: dict[str, tuple[str, ...]],
-    comparisons: Sequence[Comparison | BitsComparison],
+    pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison | BitsComparison]
 ) -> dict[str, Any]:
     """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
@@ -130,16 +129,11 @@ def judge(
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
-def judge_by_both(
-    pairs: Sequence[Pair], where: dict[str, tuple[str, ...]], comparisons: Sequence[Comparison]
-) -> dict[str, Any]:
-    """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces.
-
-    Without bits per byte in either run of each pair it is that of accuracy.
-    """
+def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces."""
     accuracy = judge(pairs, where, comparisons)
     bits = judge(pairs, where, [row.bits for row in comparisons if row.bits])
-    if bits["verdict"] == "not tested":
+    if bits["verdict"] == "not tested":  # no pair of runs with bits per byte
         return accuracy | {"accuracy": accuracy, "bits": None}
     both = {"accuracy": str(accuracy["verdict"]), "bits per byte": str(bits["verdict"])}
     verdict = min(both.values(), key=_BY_WEIGHT.index)
@@ -155,9 +149,7 @@ def judge_by_both(
 
 
 def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) -> dict[str, JsonValue]:
-    own, matched = (
-        judge_by_both(pairs, result.where, comparisons) for pairs in (result.pairs, result.matched)
-    )
+    own, matched = (judge_by_both(of, result.where, comparisons) for of in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ
     for field, unit in (("parameters", "parameters"), ("consumed_tokens", "tokens per run")):

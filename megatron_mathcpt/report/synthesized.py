@@ -105,7 +105,6 @@ def length_plots(made: JsonObject) -> Iterator[Plot]:
             name = f"{low}" if end == low + 1 else f"{low} to {end - 1}" if end else f"{low} and more"
             counts = [bins[str(low)] for bins in (before, after)]
             shares = [100 * count / total for count, total in zip(counts, totals, strict=True)]
-            said = (f"{count:,} ({share:.1f}%)" for count, share in zip(counts, shares, strict=True))
-            seeds, records = said
+            seeds, records = (f"{n:,} ({share:.1f}%)" for n, share in zip(counts, shares, strict=True))
             rows.append((f"{low}", *shares, f"{name} {what}: seeds {seeds}, records {records}"))
         yield pair_plot(f"{what} of seeds and records", "% of each", rows)

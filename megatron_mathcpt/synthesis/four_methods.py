@@ -13,6 +13,7 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config import synthesis as sections
 from megatron_mathcpt.records import count_steps, problem_steps
 from megatron_mathcpt.selection import school_stage
+from megatron_mathcpt.synthesis import verification
 from megatron_mathcpt.synthesis.method import (
     Case,
     Check,
@@ -25,14 +26,6 @@ from megatron_mathcpt.synthesis.method import (
 )
 from megatron_mathcpt.synthesis.tags import OUR_TAG, ask, make_record, read_tags, read_verdict, reject_tags
 from megatron_mathcpt.synthesis.tutorship import amplify
-from megatron_mathcpt.synthesis.verification import (
-    any_similar,
-    check_answer,
-    doubt,
-    operations_alike,
-    reject_wrong_answers,
-    split_steps,
-)
 
 _VERDICTS = ("accept", "refuse")
 
@@ -49,21 +42,20 @@ def diversify(case: Case) -> Conversation:
         return read_tags(text, names)
 
     names = ("response", "solution_2", "solution_3")
-    request = case.request()
-    tags, text = yield from ask(case, request._replace(tags=names), read)
+    tags, text = yield from ask(case, case.request()._replace(tags=names), read)
     solutions = {name: tags[name] for name in names[1:]}
-    checks = {name: check_answer(seed, solution) for name, solution in solutions.items()}
+    checks = {name: verification.check_answer(seed, solution) for name, solution in solutions.items()}
     verdicts = Verdicts(dict.fromkeys(solutions, "correct"), checks)
-    reject_wrong_answers(case, verdicts, text)
+    verification.reject_wrong_answers(case, verdicts, text)
     texts = (seed.solution, *solutions.values())
-    if any_similar(texts, settings.maximum_similarity):
+    if verification.any_similar(texts, settings.maximum_similarity):
         raise Rejected("solutions alike", raw=text, verdicts=verdicts)
     # Another way is another computation: the same one in other words has a similarity of 1.
-    alike = operations_alike(texts)
+    alike = verification.operations_alike(texts)
     verdicts.counts["solutions of the same operations"] += alike == 1
     if alike > settings.maximum_operation_similarity:
         raise Rejected("operations alike", f"similarity {alike:.2f}", text, verdicts)
-    if reason := doubt(case, verdicts, seed.question, seed.answer, *solutions.values()):
+    if reason := verification.doubt(case, verdicts, seed.question, seed.answer, *solutions.values()):
         raise Rejected(reason, raw=text, verdicts=verdicts)
     record = make_record(case, settings.layout, (("response", "accept"), *solutions.items()))
     return Outcome((record,), verdicts=verdicts)
@@ -78,13 +70,12 @@ def expand(case: Case) -> Conversation:
         return read_tags(text, names), read_verdict(text, "check", _VERDICTS)
 
     names = ("statement", "question_1", "solution_1", "question_2", "solution_2", "check")
-    request = case.request()
-    (tags, verdict), text = yield from ask(case, request._replace(tags=names), read)
+    (tags, verdict), text = yield from ask(case, case.request()._replace(tags=names), read)
     alone = settings.filter == "check"
     if verdict == "refuse" and (alone or case.config.verification.disagreement == "drop"):
         raise Rejected("refused", tags["check"], text)
     pairs = {"question_1": "solution_1", "question_2": "solution_2"}
-    if any_similar((seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
+    if verification.any_similar((seed.question, *map(tags.__getitem__, pairs)), settings.maximum_similarity):
         raise Rejected("questions alike", raw=text)
     solving = tuple(request for name in pairs for request in _solver_requests(case, tags[name]))
     replies = (yield solving) if solving else ()
@@ -99,7 +90,7 @@ def expand(case: Case) -> Conversation:
         if not check.found or (check.verdict != "correct" and not alone):
             continue
         solution = tags[pairs[name]]
-        if reason := doubt(case, verdicts, tags[name], check.found, solution):
+        if reason := verification.doubt(case, verdicts, tags[name], check.found, solution):
             doubts.add(reason)
             continue
         # Not the seed's: a new question can be of any school stage, and takes its own steps.
@@ -154,7 +145,7 @@ def enhance(case: Case) -> Outcome:
     settings, seed = case.settings(sections.RetrospectiveEnhancement), case.seed
     if settings.mark in seed.question or settings.mark in seed.solution:
         return Outcome(reason="seed contains the mark", raw=seed.solution[:200])
-    steps = split_steps(seed.solution)
+    steps = verification.split_steps(seed.solution)
     nearest = 1 if settings.next_step else 2
     if len(steps) <= nearest:
         return Outcome(reason="too few steps", detail=str(len(steps)))

@@ -30,11 +30,6 @@ class ServerRequest(NamedTuple):
     tags: tuple[str, ...] = ()  # that the reply must have; none of a student or solver
     role: str = "server"
 
-    def repaired(self, reply: str, problem: str, case: "Case") -> Self:
-        """The same request continued: the malformed reply, and what is wrong with it."""
-        prompt = self.prompt.followed_by(reply, problem, case.seed.language, case.config.prompts)
-        return self._replace(prompt=prompt, role="repair")
-
 
 class Reply(NamedTuple):
     text: str
@@ -103,9 +98,8 @@ def token_counter(tokenizer: str | None, mark: str | None = None) -> Callable[[P
     # Tokenizers split a string that they do not know; encoding the mark between letters shows it.
     if mark and mark not in loaded.encode(f"a{mark}b", add_special_tokens=False).tokens:
         problem = f"methods.retrospective_enhancement.mark: {mark!r} is no token of a text to {tokenizer}"
-        raise ConfigError(
-            f"{problem}; name it in the corpus's tokenizer.added_tokens, and that tokenizer here"
-        )
+        remedy = "name it in the corpus's tokenizer.added_tokens, and that tokenizer here"
+        raise ConfigError(f"{problem}; {remedy}")
     return lambda record: len(loaded.encode(cpt_text(record), add_special_tokens=False).ids)
 
 
@@ -117,14 +111,11 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The server's `claims` (correct or wrong) and the results of the math `checks`, under the same names.
-
-    `counts` are summed up over the outcomes of a method.
-    """
+    """The server's `claims` (correct or wrong) and the results of the math `checks`, under the same names."""
 
     claims: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # summed up over the outcomes of a method
 
     def add(self, other: Self, number: str) -> None:
         """Add those of one of several attempts, their names followed by its `number`."""
@@ -134,15 +125,10 @@ class Verdicts:
 
     @property
     def contradictions(self) -> str:
-        """The claims that contradict their checks, and both."""
+        """The claims that contradict their checks, and both; empty if none does."""
         pairs = ((name, self.claims.get(name), check.verdict) for name, check in self.checks.items())
         wrong = (pair for pair in pairs if pair[1] not in (None, pair[2]) and pair[2] != "ungraded")
         return "; ".join(f"{name}: server {claim}, mathematics {verdict}" for name, claim, verdict in wrong)
-
-    @property
-    def disagreement(self) -> bool:
-        """Whether a claim contradicts its check."""
-        return bool(self.contradictions)
 
 
 @dataclass(frozen=True)

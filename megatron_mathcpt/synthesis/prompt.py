@@ -6,16 +6,10 @@ example), and optional ones, as `### difficulty more: text`. That text and a lin
 where the method's setting `difficulty` is `more`; where no section fits the setting, `$difficulty` is empty.
 Values are substituted once and not scanned again, so a `$b` in a seed's text stays text.
 
-response_diversification               question, solution
-query_expansion                        question, solution; optional: difficulty more and fewer
-query_expansion.solver                 question
-tutorship_amplification.student        question; no example, so that a student errs in its own way
-tutorship_amplification.teacher        question, attempt, answer, solution; reference answer and solution
-tutorship_amplification.teacher_steps  the same, and steps: the attempt's, numbered
-repair                                 problem: why the reply before could not be read
-
-A file of yours has all optional sections, and any of the variables, `question` at least. The config's
-`examples` are further worked examples, each sent as a pair of messages before the real one.
+The package's files, METHOD or METHOD.ROLE and `repair` (after a reply that could not be read), show what each
+may use; a student's has no example, so that it errs in its own way. A file of yours has all of the optional
+sections, and any of the variables, `question` at least. The config's `examples` are further worked examples,
+each sent as a pair of messages before the real one.
 """
 
 import hashlib

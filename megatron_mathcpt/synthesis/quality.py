@@ -4,7 +4,6 @@ Gathered while the outcomes are written, in bounded memory and time: of many see
 only the first records are compared, texts are cut. Samples are the first of their kind, or chosen by a hash.
 """
 
-import re
 import zlib
 from bisect import bisect_right
 from collections import Counter
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_mathcpt.records import JsonObject, Problem, count_steps, id_rank
+from megatron_mathcpt.synthesis.verification import WORDS
 
 MEASURED = 2_000  # seeds of a shard whose lengths, and those of their records, are counted
 _LEAST = {  # value of each bin, of which the last has no end
@@ -24,7 +24,6 @@ _FIVE, _THREE, _CHARACTERS = 5, 3, 1500  # malformed replies and seeds; other sa
 # Shingles and threshold are those of a corpus build, which would drop about these records.
 COMPARED, _SHINGLE, _THRESHOLD, _BANDS, _ROWS = 20_000, 5, 0.7, 16, 4
 _RULE = f"{_SHINGLE}-word shingles, Jaccard similarity ≥ {_THRESHOLD} by {_BANDS * _ROWS} minima"
-_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")  # Chinese: characters
 _RANDOM = np.random.Generator(np.random.PCG64(0)).integers(0, 1 << 32, (2, _BANDS * _ROWS), np.uint32)
 _OFFSETS, _FACTORS = _RANDOM | np.uint32(1)
 Sketch = npt.NDArray[np.uint32]
@@ -32,7 +31,7 @@ Sketch = npt.NDArray[np.uint32]
 
 def sketch(text: str) -> Sketch:
     """The minimum of each hash function over the shingles; a shorter text is one shingle."""
-    words = [zlib.crc32(word.encode()) for word in _WORDS.findall(text.lower())]
+    words = [zlib.crc32(word.encode()) for word in WORDS.findall(text.lower())]
     words += [0] * (_SHINGLE - len(words))
     shingles = np.convolve(np.array(words, np.uint32), _FACTORS[:_SHINGLE], "valid")
     mixed = (shingles ^ shingles >> np.uint32(15))[:, None] ^ _OFFSETS

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
+from itertools import chain
 from pathlib import Path
 from socket import create_server, gethostbyname
 from threading import Event, Thread
@@ -48,11 +49,8 @@ def served(
         raise ConfigError(f"servers.{missing[0]}: the servers that are started are only {known}; add it")
     hosts = _job_hosts({name: plan.servers[name] for name in used})
     with closing(_free_ports()) as ports:
-        programs = [
-            program
-            for name in used
-            for program in plan_programs(name, config.servers[name], plan.servers[name], hosts, ports)
-        ]
+        parts = (plan_programs(one, config.servers[one], plan.servers[one], hosts, ports) for one in used)
+        programs = [*chain.from_iterable(parts)]
     servers = _Servers(plan, programs, folder / LOGS)
     before = {number: signal.signal(number, servers.leave) for number in _ENDS}
     try:
@@ -203,9 +201,8 @@ def _job_hosts(servers: Mapping[str, ModelServer]) -> dict[str, str]:
             raise ConfigError(f"servers.{name}.nodes: {problem}; repair Slurm or DNS") from error
     if len(found) < needed:
         job = f"a Slurm job with {len(found)}" if own else "not a Slurm job"
-        raise ConfigError(
-            f"servers.{name}.nodes: {needed} nodes are needed, and this is {job}; submit it with them"
-        )
+        problem = f"{needed} nodes are needed, and this is {job}"
+        raise ConfigError(f"servers.{name}.nodes: {problem}; submit it with them")
     return found
 
 

@@ -49,6 +49,7 @@ _REMEDIES = {"SQLITE_BUSY": "wait for another process on this shard, or choose a
 _REMEDIES |= {"SQLITE_FULL": _NO_SPACE, "SQLITE_IOERR": _NO_SPACE}
 _DAMAGED = "make it writable, restore a copy of it, or delete its folder to ask for everything again"
 _LOG = get_logger(__name__)
+Lineage = list[Mapping[str, object]]  # of the requests
 
 
 def _checksum(row: Iterable[object]) -> bytes:
@@ -173,14 +174,11 @@ class Store:
         return {server: tuple(counts) for server, *counts in rows}
 
 
-Lineage = list[Mapping[str, object]]  # of the requests
-
-
 def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable[str] = ()) -> JsonObject:
     """Return the outcome as JSON values; each record gets its own id, and its lineage in `extra`."""
     seed, method, sample, verdicts = case.seed, case.method, case.sample, outcome.verdicts
     checks = {name: check._asdict() for name, check in verdicts.checks.items()}
-    judged = {"claims": verdicts.claims, "checks": checks, "disagreement": verdicts.disagreement}
+    judged = {"claims": verdicts.claims, "checks": checks, "disagreement": bool(verdicts.contradictions)}
     origin = {"seed": seed.id, "seed_sha256": case.seed_sha256, "method": method, "sample": sample}
     extra: JsonObject = {"lineage": {**origin, "requests": requests, **judged}}
     if case.config.reasoning == "keep" and any(thoughts):
@@ -190,14 +188,8 @@ def make_row(outcome: Outcome, case: Case, requests: Lineage, thoughts: Iterable
         vars(record) | {"id": f"{seed.id}/{method}/{sample}.{n}", **own}
         for n, record in enumerate(outcome.records)
     ]
-    return {
-        "reason": outcome.reason,
-        "detail": outcome.detail,
-        "raw": outcome.raw,
-        **judged,
-        "counts": dict(verdicts.counts),
-        "records": records,
-    }
+    ended = {"reason": outcome.reason, "detail": outcome.detail, "raw": outcome.raw}
+    return ended | judged | {"counts": dict(verdicts.counts), "records": records}
 
 
 def trace(folder: Path, name: str) -> JsonObject:

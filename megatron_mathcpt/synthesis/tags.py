@@ -35,10 +35,10 @@ OUR_TAG = re.compile(
     r"\\?(?:<|&lt;|＜)\s*(?P<end>[/\\]\s*)?(?P<name>"
     + "|".join(name.replace("_", r"\\?[_ -]?") for name in TAGS)
     + r")\b[^<>]{0,80}?(?:>|&gt;|＞)",
-    re.IGNORECASE,
+    re.I,
 )
 _NAMES = {name.replace("_", ""): name for name in TAGS}
-_IN_MARKS = re.compile(rf"(?P<mark>\*\*?|__?|`)({OUR_TAG.pattern})(?P=mark)", re.IGNORECASE)
+_IN_MARKS = re.compile(rf"(?P<mark>\*\*?|__?|`)({OUR_TAG.pattern})(?P=mark)", re.I)
 # Around all of a content.
 _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```|<!\[CDATA\[(.*?)\]\]>|(\*\*|__)\n(.*)\n\3", re.DOTALL)
 _QUOTED = re.compile(r"(?:> ?.*(?:\n|\Z))+")
@@ -47,31 +47,29 @@ _LEFT = re.compile(
     r"</[A-Za-z][\w ]{0,20}>|<!\[CDATA|```|^[ \t*()（）\[\]_-]*(?:\.\.\.|…)[ \t.…*()（）\[\]_-]*$"
     r"|^[ \t*_]*[\[(（【<][^\n\d=]{0,60}(?:rest of the|remaining steps|same as|as above|unchanged|omitted"
     r"|insert|goes here|同上|省略|其余|不变)[^\n\d=]{0,60}[\])】）>][ \t*_.。]*$",
-    re.IGNORECASE | re.MULTILINE,
+    re.I | re.MULTILINE,
 )
 _BEGINS = re.compile(r"(?:^|\n)[ \t*_`>#-]*$")  # before a tag: a line
-_NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.IGNORECASE)
+_NOTHING = re.compile(r"\W*(?:none|null|nothing|n/?a|not applicable|empty|无|没有)?\W*", re.I)
 # What a verdict may be said of: the student's solution is correct, 所以这一步是正确的.
 _SUBJECT = re.compile(
     r"[\W_]*(?:boxed\{)?(?:(?:so|the|this|that|it|all|every|student['’]s|final|whole|verdict|attempt|solution|answer"
     r"|steps?(?: \d+)?)[\s:]+){0,5}(?:(?:is|are)\s+)?(?:entirely |completely |fully )?"
     r"(?:所以|因此)?(?:这个?|该|此|整个|学生的|最后的?|每)?(?:一?步骤?|解答|答案|计算|过程|第\d+步)?"
     r"(?:都|均|是|完全|全部){0,2}[\W_]*",
-    re.IGNORECASE,
+    re.I,
 )
 _VERDICTS = {
-    "accept": re.compile(r"accept(?:ed)?\b|接受|通过", re.IGNORECASE),
-    "refuse": re.compile(r"refused?\b|reject(?:ed)?\b|拒绝|不接受", re.IGNORECASE),
-    "correct": re.compile(r"(?:correct|right)\b|(?:正确|对)的?|无误", re.IGNORECASE),
-    "wrong": re.compile(
-        r"(?:wrong|incorrect|not correct|not right)\b|错误?的?|不正确|不对|有误", re.IGNORECASE
-    ),
+    "accept": re.compile(r"accept(?:ed)?\b|接受|通过", re.I),
+    "refuse": re.compile(r"refused?\b|reject(?:ed)?\b|拒绝|不接受", re.I),
+    "correct": re.compile(r"(?:correct|right)\b|(?:正确|对)的?|无误", re.I),
+    "wrong": re.compile(r"(?:wrong|incorrect|not correct|not right)\b|错误?的?|不正确|不对|有误", re.I),
 }
 _MARKS = {**dict.fromkeys(map(ord, "✓✔✅"), " correct "), **dict.fromkeys(map(ord, "✗✘❌"), " wrong ")}
 # A verdict that the next words take back is none: correct or wrong, correct? No, right-hand side.
 _OTHERWISE = re.compile(
     r"\W{0,4}(?:(?:or|but|except|however|though)\b|或|但|不过)|\s?[/|]\s?(?:correct|wrong|accept|refuse)|\W*[?？]",
-    re.IGNORECASE,
+    re.I,
 )
 _ENDS = re.compile(
     r"[\"'”’*_`\])}]*\s*(?:$|[\n,.:;!，。：；！、(（|–—→]|-\s|(?:because|since|as)\b|[\d$\\✓✔✅])"
@@ -79,7 +77,7 @@ _ENDS = re.compile(
 _DENIAL = re.compile(
     r"(?<!nothing )(?<!no )(?<!without )\b(?:wrong|incorrect|not (?:correct|right))\b"
     r"|(?<!没有)(?<!无)(?:错误|有误)|不正确|不对",
-    re.IGNORECASE,
+    re.I,
 )
 _AFTER_VERDICT = re.compile(r"^[\s,:;.!，。：；！、*_`)）\]}|\"”’]*(?:[–—-]\s+)?")
 # Of a last line.
@@ -114,9 +112,8 @@ def _all_tags(text: str) -> dict[str, str]:
     for found in OUR_TAG.finditer(plain):
         name, ends = _NAMES[re.sub(r"[\W_]", "", found["name"].lower())], found["end"]
         if (name != opened) if ends else opened:
-            raise Rejected(
-                f"{MALFORMED}<{opened or name}> is not {'closed' if opened else 'opened'}", raw=text
-            )
+            state = "closed" if opened else "opened"
+            raise Rejected(f"{MALFORMED}<{opened or name}> is not {state}", raw=text)
         if ends:
             tags[name] = _plain(plain[begin : found.start()].strip())
             if mark := _LEFT.search(tags[name]):
@@ -179,18 +176,19 @@ def ask(
 
     A reply that is malformed is asked for again, with what is wrong with it, if the config has a repair turn.
     """
-    for _ in range(case.config.repair_turns):
+    turns = case.config.repair_turns
+    while True:
         (reply,) = yield (request,)
         text = reply.usable_text()
         try:
             return read(text), text
         except Rejected as rejected:
-            if not (reason := rejected.outcome.reason or "").startswith(MALFORMED):
+            reason, turns = rejected.outcome.reason or "", turns - 1
+            if turns < 0 or not reason.startswith(MALFORMED):
                 raise
-        request = request.repaired(text, reason.removeprefix(MALFORMED), case)
-    (reply,) = yield (request,)
-    text = reply.usable_text()
-    return read(text), text
+        problem = reason.removeprefix(MALFORMED)
+        again = request.prompt.followed_by(text, problem, case.seed.language, case.config.prompts)
+        request = request._replace(prompt=again, role="repair")
 
 
 def make_record(case: Case, layout: str, parts: Iterable[tuple[str, str]], **changed: object) -> Problem:

@@ -13,7 +13,7 @@ from megatron_mathcpt.answers.equations import first_false_step
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import TutorshipAmplification
 from megatron_mathcpt.records import Language, Problem
-from megatron_mathcpt.synthesis import tags
+from megatron_mathcpt.synthesis import tags, verification
 from megatron_mathcpt.synthesis.method import (
     Case,
     Check,
@@ -24,13 +24,6 @@ from megatron_mathcpt.synthesis.method import (
     Requests,
     ServerRequest,
     Verdicts,
-)
-from megatron_mathcpt.synthesis.verification import (
-    check_answer,
-    doubt,
-    most_similar_step,
-    reject_wrong_answers,
-    split_steps,
 )
 
 _CLAIMS = ("correct", "wrong")
@@ -76,9 +69,8 @@ class _Judgement(NamedTuple):
 def amplify(case: Case) -> Conversation:
     """Attempt, verdict and, if the attempt is wrong, correction, as one solution; right ones if kept, too."""
     settings, rules = case.settings(TutorshipAmplification), case.config.verification
-    tags.reject_tags(
-        "seed", f"{case.seed.question}\n{case.seed.solution if settings.reference == 'solution' else ''}"
-    )
+    reference = case.seed.solution if settings.reference == "solution" else ""
+    tags.reject_tags("seed", f"{case.seed.question}\n{reference}")
     found, records, seen = Verdicts(), list[Problem](), set[str]()
     waiting, last = list[Reply](), Rejected("empty attempt")
     for number in range(settings.attempts):
@@ -123,7 +115,7 @@ def _read_attempt(case: Case, reply: Reply) -> _Attempt:
     tags.reject_tags("attempt", text)
     if not text:
         raise Rejected("empty attempt")
-    spans, check = split_steps(text), check_answer(case.seed, text)
+    spans, check = verification.split_steps(text), verification.check_answer(case.seed, text)
     steps = tuple(text[begin:end].strip() for begin, end in spans)
     found = first_false_step(text, spans) if case.config.verification.equations == "drop" else None
     if found is None:
@@ -138,30 +130,29 @@ def _judge(
 ) -> Generator[Requests, tuple[Reply, ...], Problem]:
     """Ask the teacher; return the record, or raise `Rejected`."""
     settings, seed, rules = case.settings(TutorshipAmplification), case.seed, case.config.verification
-    read, text = yield from tags.ask(
-        case, _teacher_request(case, attempt), lambda reply: _read_judgement(case, reply, attempt.steps)
-    )
+    request = _teacher_request(case, attempt)
+    read, text = yield from tags.ask(case, request, lambda reply: _read_judgement(case, reply, attempt.steps))
     verdicts.claims["attempt"], parts = read.claim, {"attempt": attempt.text} | read.parts
     if settings.reference != "none" and (mention := _REFERENCE.search("\n".join(read.parts.values()))):
         raise Rejected("teacher mentions the reference", mention[0], text)
     solution = read.parts.get("correction", attempt.text)
     if read.claim == "wrong":
-        verdicts.checks["correction"] = check_answer(seed, solution)
+        verdicts.checks["correction"] = verification.check_answer(seed, solution)
         step = attempt.steps[read.wrong_step - 1] if read.wrong_step else ""
         if step and f"\n{step}\n" in f"\n{solution}\n":
             raise Rejected("correction repeats the wrong step", step, text)
     if read.claim == "correct" and attempt.check.reason == attempt.why_false:
         raise Rejected("false equation in a step", attempt.why_false, text)
-    reject_wrong_answers(case, verdicts, text)
+    verification.reject_wrong_answers(case, verdicts, text)
     if read.claim == "correct" and settings.right_attempts == "drop":
         raise Rejected("attempt already right")
     if read.claim == "wrong":
         _compare(attempt, read, verdicts)
-        if verdicts.disagreement and rules.disagreement == "drop":
+        if verdicts.contradictions and rules.disagreement == "drop":
             raise Rejected("teacher and mathematics disagree", verdicts.contradictions, text)
     # An attempt that is right was checked before.
     corrected = (read.reasons, solution) if read.claim == "wrong" else (read.reasons,)
-    if reason := doubt(case, verdicts, seed.question, seed.answer, *corrected):
+    if reason := verification.doubt(case, verdicts, seed.question, seed.answer, *corrected):
         raise Rejected(reason, raw=text)
     return tags.make_record(case, settings.layout, parts.items())
 
@@ -179,9 +170,8 @@ def _read_judgement(case: Case, text: str, steps: Sequence[str]) -> _Judgement:
     settings = case.settings(TutorshipAmplification)
     claim = tags.read_verdict(text, "check", _CLAIMS)
     first = ("steps",) if settings.check == "steps" else ()
-    parts = tags.read_tags(
-        text, (*first, "check", *(("wrong_step", "correction") if claim == "wrong" else ()))
-    )
+    more = ("wrong_step", "correction") if claim == "wrong" else ()
+    parts = tags.read_tags(text, (*first, "check", *more))
     parts["check"] = claim
     if not first:
         return _Judgement(claim, None, parts)
@@ -191,9 +181,8 @@ def _read_judgement(case: Case, text: str, steps: Sequence[str]) -> _Judgement:
     number = _value(named[1] or named[2]) if named else wrong
     count = len(steps)
     if len(judged) > count or (claim == "correct" and len(judged) < count):
-        raise Rejected(
-            f"{tags.MALFORMED}not one judgement for each of the steps", f"{len(judged)} of {count}", text
-        )
+        problem = f"{tags.MALFORMED}not one judgement for each of the steps"
+        raise Rejected(problem, f"{len(judged)} of {count}", text)
     if (wrong is None) != (claim == "correct") or number != wrong:
         raise Rejected("verdict contradicts its steps", f"{claim}, first wrong step: {wrong}", text)
     if settings.layout == "prose":
@@ -235,7 +224,7 @@ def _read_steps(text: str, raw: str) -> list[tuple[str, str]]:
 
 def _compare(attempt: _Attempt, read: _Judgement, verdicts: Verdicts) -> None:
     """Compare the first wrong step with the first that has a false equation."""
-    number = read.wrong_step or most_similar_step(read.parts["wrong_step"], attempt.steps)
+    number = read.wrong_step or verification.most_similar_step(read.parts["wrong_step"], attempt.steps)
     if number is None or attempt.false_step is None:
         return
     # What is wrong before need not be an equation, and a step that is quoted may be another than we found.

@@ -16,7 +16,7 @@ from megatron_mathcpt.answers.substitution import satisfies
 from megatron_mathcpt.records import Problem, step_ends
 from megatron_mathcpt.synthesis.method import Case, Check, Rejected, Verdicts
 
-_WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+WORDS = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")  # Chinese: characters
 _CLOSING = re.compile(r"\s*[)）”’」』\]]+")
 _LEADS_ON = re.compile(r"(?s:.*)[:：][*_ ]*|\W*\d{1,2}[.)、）]\W*|#{1,6} .*|\W*")
 
@@ -61,7 +61,7 @@ def any_similar(texts: Iterable[str], maximum: float) -> bool:
 
 
 def _likeness(first: str, second: str) -> float:
-    a, b = (set(pairwise(_WORDS.findall(text.lower()))) for text in (first, second))
+    a, b = (set(pairwise(WORDS.findall(text.lower()))) for text in (first, second))
     return len(a & b) / len(a | b) if a and b else float(first.split() == second.split())
 
 
@@ -95,6 +95,6 @@ def split_steps(text: str) -> list[tuple[int, int]]:
 
 def most_similar_step(quoted: str, steps: Sequence[str]) -> int | None:
     """Return the number, from 1, of the step that has most of the words of `quoted`; None if none has any."""
-    words = set(_WORDS.findall(quoted.lower()))
-    shared = [len(words & set(_WORDS.findall(step.lower()))) / (len(step) + 1) ** 0.5 for step in steps]
+    words = set(WORDS.findall(quoted.lower()))
+    shared = [len(words & set(WORDS.findall(step.lower()))) / (len(step) + 1) ** 0.5 for step in steps]
     return 1 + shared.index(max(shared)) if any(shared) else None

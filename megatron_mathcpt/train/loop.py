@@ -248,7 +248,7 @@ def _reference_sums(model: "PreTrainedModel", batch: Batch, documents: torch.Ten
     """[loss sum, tokens] of a one-sample batch in float64; attention stays within its `documents`."""
     # Always pass a mask (True where attention is allowed): with grouped queries in fp32 and none, PyTorch may
     # choose a kernel that materialises all attention scores.
-    masks = _masks(model, document_mask(documents).logical_not_())
+    masks = _masks(model, document_mask(documents))
     hidden = model.model(batch.tokens, attention_mask=masks, use_cache=False).last_hidden_state
     with _in_fp32(model.lm_head, batch.tokens.device):
         pieces = zip(hidden[0].split(_ROWS), batch.labels[0].split(_ROWS), strict=True)

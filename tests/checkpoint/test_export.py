@@ -110,9 +110,14 @@ def test_an_unfinished_export_and_weights_without_meaning_are_refused(
         import_from_hf(tmp_path / "nan", tmp_path / "again")
 
 
-def test_large_models_are_several_files_that_transformers_reads(checkpoint: Path, tmp_path: Path) -> None:
+def test_large_models_are_several_files_that_transformers_reads(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_mathcpt.checkpoint import hf_export
+
     export_to_hf(checkpoint, tmp_path / "one", verify=False)
-    export_to_hf(checkpoint, tmp_path / "many", max_file_bytes=100_000)
+    monkeypatch.setattr(hf_export, "MAX_FILE_BYTES", 100_000)
+    export_to_hf(checkpoint, tmp_path / "many")
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     whole, index = load_file(tmp_path / "one" / "model.safetensors"), {}

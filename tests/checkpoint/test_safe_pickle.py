@@ -29,12 +29,7 @@ from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING  # noqa: E402
 
 from megatron_mathcpt.checkpoint import safe_pickle  # noqa: E402
-from megatron_mathcpt.checkpoint.load import (  # noqa: E402
-    CheckpointReader,
-    CheckpointWeights,
-    load_state,
-    sharded_model,
-)
+from megatron_mathcpt.checkpoint.load import CheckpointWeights, load_state, sharded_model  # noqa: E402
 from megatron_mathcpt.config.weight_map import EMBEDDING, QKV  # noqa: E402
 from tests.support.llama_shapes import TINY_SHAPE  # noqa: E402
 
@@ -59,7 +54,7 @@ def test_what_megatron_lm_writes_is_read(run: SmallRun, tmp_path: Path, constant
         (tmp_path / name).mkdir()
         dist_checkpointing.save(state, str(tmp_path / name), strategy)
     for name in ("first", "second", "third"):
-        reader, wanted = CheckpointReader(tmp_path / name), {}
+        reader, wanted = safe_pickle.CheckpointReader(tmp_path / name), {}
         wanted["rng_state"] = ShardedObject("rng_state", None, (1, 1), (0, 0), replica_id=0)
         with safe_pickle.reading_by(reader):
             found = dist_checkpointing.load(wanted, str(tmp_path / name))

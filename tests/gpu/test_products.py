@@ -73,7 +73,7 @@ def test_packed_attention_is_attention_under_the_documents_mask(rows: int, size:
         output = module(*parts, None, packed_seq_params=described)
         exact = [part.detach().double().requires_grad_() for part in parts]
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (exact[0], exact[1][keys], exact[2][keys]))
-        mask = ~document_mask(documents.cuda(), size, rank)
+        mask = document_mask(documents)[:, :, positions][..., keys].cuda()
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         expected = expected.permute(2, 0, 1, 3).flatten(2)
         gradient = torch.randn_like(output)

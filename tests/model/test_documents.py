@@ -68,7 +68,8 @@ def test_mask_and_lengths_say_the_same(size: int) -> None:
         positions = context_positions(length, size, rank)
         keys = torch.cat([context_positions(length, size, other) for other in range(size)])
         q, k, v = (part.transpose(1, 2) for part in (query[:, positions], key[:, keys], value[:, keys]))
-        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=~document_mask(documents, size, rank))
+        mask = document_mask(documents)[:, :, positions][..., keys]
+        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         described = pack_documents(documents, size, rank)
         if size > 1:
             assert torch.equal(key[:, keys][:, described.order], key)
@@ -89,7 +90,7 @@ def test_a_window_ends_within_its_document_and_begins_before_a_late_chunk() -> N
     found = windowed(query, key, value, None, packed_seq_params=pack_documents(documents))
     parts = [part.permute(1, 2, 0, 3) for part in (query, key, value)]
     near = torch.ones(64, 64, dtype=torch.bool).triu(-6)
-    dense = F.scaled_dot_product_attention(*parts, attn_mask=~document_mask(documents) & near)
+    dense = F.scaled_dot_product_attention(*parts, attn_mask=document_mask(documents) & near)
     assert torch.allclose(found, dense.permute(2, 0, 1, 3).flatten(2), atol=1e-6)
     causal = F.scaled_dot_product_attention(*parts, attn_mask=near.tril())
     late = windowed._attend(parts[0][:, :, 40:], *parts[1:])  # the queries of a late chunk, with all keys

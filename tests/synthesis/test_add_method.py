@@ -34,8 +34,8 @@ def reword(case: Case) -> Conversation:
     (reply,) = yield (case.request(question=case.seed.question),)
     text = reply.usable_text()
     tags = read_tags(text, ("reworded", "solution_1"))
-    verdicts = Verdicts(checks={"solution_1": check_answer(case.seed, tags["solution_1"])})
-    reject_wrong_answers(case, verdicts, text)
+    verdicts = Verdicts(checks={"solution_1": verification.check_answer(case.seed, tags["solution_1"])})
+    verification.reject_wrong_answers(case, verdicts, text)
     parts = [("solution_1", tags["solution_1"])]
     return Outcome((make_record(case, "prose", parts, question=tags["reworded"]),), verdicts=verdicts)
 

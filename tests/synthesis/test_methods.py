@@ -132,7 +132,7 @@ def test_expansion_keeps_the_questions_that_independent_solutions_confirm() -> N
     assert outcome.verdicts.counts == {"questions of equally many steps than the seed": 1}
     assert outcome.verdicts.checks["question_1"].reason == "2 of 3 independent solutions agree"
     assert outcome.verdicts.checks["question_2"].verdict == "wrong"
-    assert outcome.verdicts.disagreement  # the self-check accepted both
+    assert outcome.verdicts.contradictions  # the self-check accepted both
     assert len(converse(make_case(EXPAND), [EXPANDED], answers("222666"))[0].records) == 2
     # The solver gets different sampling seeds and does not see the solution.
     assert len({request.seed for request in solving[:3]}) == 3

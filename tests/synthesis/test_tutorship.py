@@ -44,7 +44,7 @@ def test_tutorship_corrects_a_wrong_attempt() -> None:
     assert outcome.verdicts.claims == {"attempt": "wrong", "wrong step": "correct"}
     verdicts = {name: check.verdict for name, check in outcome.verdicts.checks.items()}
     assert verdicts == {"attempt": "wrong", "correction": "correct", "wrong step": "correct"}
-    assert not outcome.verdicts.disagreement
+    assert not outcome.verdicts.contradictions
 
 
 def test_settings_of_tutorship() -> None:
@@ -57,7 +57,7 @@ def test_settings_of_tutorship() -> None:
     assert tutor(RIGHT, CORRECTED, right_attempts="keep").reason == "teacher and mathematics disagree"
     disagreeing = tutor(RIGHT, CORRECTED, rules=KEEP)
     assert disagreeing.records
-    assert disagreeing.verdicts.disagreement
+    assert disagreeing.verdicts.contradictions
 
 
 STYLES = {
