@@ -252,6 +252,13 @@ def test_a_wheel_holds_all_that_the_package_reads_and_the_quickstart(tmp_path: P
         assert told in done.stdout + done.stderr
 
 
+def test_examples_that_our_tasks_would_ignore_are_refused() -> None:
+    words = "run --model hf --model_args pretrained=x --tasks mathcpt_gsm8k --num_fewshot 4"
+    done = run("-m", "megatron_mathcpt.evaluation", *words.split())
+    assert done.returncode == 2
+    assert "error: --num_fewshot: our tasks would ignore it; leave it out" in done.stderr
+
+
 def test_a_link_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     done = run("-m", "megatron_mathcpt", "compare", tmp_path / "loop", tmp_path / "loop")

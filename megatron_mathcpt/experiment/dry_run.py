@@ -152,9 +152,9 @@ def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
         examples_for(load_items(path).items, path, shots if isinstance(shots, int) else shots.get(name, 0))
 
 
-def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
+def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str | float, ...]]:
     """A row of `RUN_HEADINGS` for each run."""
-    rows = list[tuple[str, ...]]()
+    rows = list[tuple[str | float, ...]]()
     for name, run in runs.items():
         mixed = "\n".join(
             f"{pool} {n / run.tokens:.0%} {n / 1e9:.2f}B ({passes:.2f})"
@@ -162,6 +162,5 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
         )
         tokens = Cell(run.tokens, f"{run.tokens / 1e9:.1f}B"), Cell(run.pools, mixed)
         costs = (run.memory_gib, run.step_seconds, run.disk_bytes / 1e12, run.gpu_hours)
-        shown = map(figure, costs, (".1f", ".2f", ".2f", ",.0f"))
-        rows.append((name, figure(run.steps, ","), *tokens, run.layout, *shown))
+        rows.append((name, run.steps, *tokens, run.layout, *costs))
     return rows
