@@ -78,7 +78,8 @@ def reporting(
 
     A thread does it, as one batch, file or model may take minutes. Only the first process of a job logs.
     """
-    begin, ended, wait = time.monotonic(), threading.Event(), every or METER_SECONDS
+    begin, ended = time.monotonic(), threading.Event()
+    wait = (every or METER_SECONDS) if is_first_process() else threading.TIMEOUT_MAX
 
     def report() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
@@ -87,15 +88,13 @@ def reporting(
                 logger.info(text(time.monotonic() - begin))
 
     thread = threading.Thread(target=report, daemon=True)
-    if is_first_process():
-        thread.start()
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        if is_first_process():
-            thread.join()
-    if is_first_process() and (seconds := time.monotonic() - begin) >= wait:
+        thread.join()
+    if (seconds := time.monotonic() - begin) >= wait:
         logger.info(text(seconds))
 
 

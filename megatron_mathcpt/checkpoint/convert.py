@@ -124,18 +124,15 @@ def import_from_hf(
 
 def writing_of(source: Path, target: Path) -> AbstractContextManager[None]:
     """Log how much of the weights in `source` is written to `target`."""
-    total = _weight_bytes(source)
+
+    def megabytes(folder: Path) -> float:
+        files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".distcp"))
+        return sum(path.stat().st_size for path in files) / 1e6
+
+    total = megabytes(source)
     return reporting(
-        _logger,
-        lambda seconds: (
-            f"{target}: {progress(_weight_bytes(target) / 1e6, total / 1e6, 'MB', seconds=seconds)}"
-        ),
+        _logger, lambda passed: f"{target}: {progress(megabytes(target), total, 'MB', seconds=passed)}"
     )
-
-
-def _weight_bytes(folder: Path) -> int:
-    files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".distcp"))
-    return sum(path.stat().st_size for path in files)
 
 
 def new_checkpoint(

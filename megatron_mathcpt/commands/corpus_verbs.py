@@ -216,6 +216,7 @@ def synthesize(
 
 def _show_quality(summary: "JsonObject", title: str) -> None:
     """Print yields next to the study's, and the first malformed replies of each method."""
+    from megatron_mathcpt.formats.lost_escapes import visible
     from megatron_mathcpt.report.synthesized import first_malformed, sum_shards
 
     rows = []
@@ -227,15 +228,10 @@ def _show_quality(summary: "JsonObject", title: str) -> None:
     print_table(headings, rows, title, bare=True)
     for name, made in summary["methods"].items():
         for kind, sample in first_malformed(made):
-            echo(_printable(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──"))
-            lines = map(_printable, sample["text"].strip().split("\n"))
+            echo(visible(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──"))
+            lines = visible(sample["text"].strip()).split("\n")
             parts = [part for line in lines for part in wrap(line, 100) or [""]]
             echo("\n".join(parts[:_MOST_LINES] + ["…"] * (len(parts) > _MOST_LINES)))
-
-
-def _printable(text: str) -> str:
-    """The text without what could control a terminal or change the order of letters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 @verb("pack-sft", example="mathcpt pack-sft corpora/mine problem_solving --seq-length 4096 --out sft")

@@ -46,6 +46,7 @@ TABLES = {
     "contamination",
 }
 TABLES |= {"compare", "report", "status", "record", "step", "dry-run", "run", "submit"}
+Row = Sequence[str | float | None]  # of a table
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -127,7 +128,7 @@ def print_json(value: object) -> bool:
 
 def print_table(
     headings: Sequence[str],
-    rows: Iterable[Sequence[str | float | None]],
+    rows: Iterable[Row],
     title: str | None = None,
     *,
     bare: bool = False,
@@ -149,9 +150,8 @@ def print_table(
 
     frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)} if bare else {}
     table = Table(title=title, **frame)
-    forms = {int: ",", float: ".2f"}
-    shown = [["" if cell is None else cell for cell in row] for row in rows]
-    texts = [[format(cell, forms.get(type(cell), "")) for cell in row] for row in shown]
+    form = {int: ",", float: ",.2f"}.get
+    texts = [[format("" if cell is None else cell, form(type(cell), "")) for cell in row] for row in rows]
     for heading, *cells in zip_longest(headings, *texts, fillvalue=""):
         number = all(cell[:1] in "+-–−0123456789" for cell in cells)
         # In a narrow terminal texts are wrapped between words; no number and no name is cut.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Pairs, group, print_json, print_table, verb
+from megatron_mathcpt.commands.main import Pairs, Row, group, print_json, print_table, verb
 from megatron_mathcpt.log import Cell, figure, is_first_process
 
 if TYPE_CHECKING:
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 class Answering:
     """Items and generation settings: the keyword arguments of `evaluation.tasks.plan`."""
 
-    shots: Annotated[str, Option(help="score a few-shot form too: N examples, or gsm8k=8,math=4")] = ""
+    shots: Annotated[
+        str, Option("--shots", "--num_fewshot", help="score a few-shot form too: N, or gsm8k=8,math=4")
+    ] = ""
     limit: Annotated[int | None, Option(min=1, help="items per task")] = None
     benchmark_limit: Annotated[int | None, Option(min=1, help="items per benchmark set")] = None
     max_new_tokens: Annotated[int, Option(min=1, help="maximum length of an answer in tokens")] = 256
-    batch_size: Annotated[int, Option(min=1, help="sequences generated at a time")] = 64
+    batch_size: Annotated[
+        int, Option("--batch-size", "--batch_size", min=1, help="sequences generated at a time")
+    ] = 64
     samples: Annotated[int, Option(min=1, help="answers sampled per item")] = 1
     temperature: Annotated[float, Option(min=0.0, help="0 is greedy")] = 0.0
     seed: Annotated[int, Option(help="seed for sampling answers")] = 0
@@ -39,9 +43,6 @@ class Answering:
     data_parallel_size: Annotated[int, Option(min=1, help="replicas of `vllm`")] = 1
 
 
-Row = tuple[str | float | None, ...]
-
-
 @verb("evaluate", example="mathcpt evaluate --model models/base --benchmarks samples --out scores/before")
 def evaluate(
     *,
@@ -50,7 +51,9 @@ def evaluate(
     sweep: Annotated[bool, Option("--sweep", help="score every checkpoint of a run, a folder each")] = False,
     task: Annotated[list[str] | None, Option(help="NAME=FILE, or a folder of files")] = None,
     benchmarks: Annotated[Path | None, Option(help="folder of sets; `samples`: small ones of ours")] = None,
-    sets: Annotated[str, Option(help="sets of --benchmarks, comma-separated; or `all`")] = "",
+    sets: Annotated[
+        str, Option("--sets", "--tasks", help="sets of --benchmarks, comma-separated; or `all`")
+    ] = "",
     verify: Annotated[bool, Option("--verify", help="hash an exported folder over 4 GiB too")] = False,
     answering: Answering,
 ) -> None:
@@ -242,12 +245,12 @@ def trace_record(
     record: Annotated[str, Argument(help="id of a record, or SEED/METHOD/SAMPLE of a rejected case")],
 ) -> None:
     """Print a synthesized record, or a rejected case, with every prompt, reply and verdict; JSON has all."""
-    from megatron_mathcpt.formats.lost_escapes import HIDDEN
+    from megatron_mathcpt.formats.lost_escapes import visible
     from megatron_mathcpt.synthesis.store import describe_trace, trace
 
     found = trace(folder, record)
     if not print_json(found):
-        echo(HIDDEN.sub(lambda hidden: ascii(hidden[0])[1:-1], "\n".join(describe_trace(found))))
+        echo(visible("\n".join(describe_trace(found))))
 
 
 @verb("step", tracing, example="mathcpt trace step runs/mine 100")

@@ -20,7 +20,7 @@ from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts
 from megatron_mathcpt.formats.files import parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
-from megatron_mathcpt.formats.lost_escapes import HIDDEN
+from megatron_mathcpt.formats.lost_escapes import visible
 from megatron_mathcpt.records import JsonObject, Problem, problem_steps
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
@@ -248,14 +248,14 @@ class Screen:
                 self._say(f"{name:<11}{value}")
 
     def _say(self, text: str, dim: bool = False) -> None:
-        self._console.print(_visible(text), style="dim" if dim else None, soft_wrap=True)
+        self._console.print(visible(text), style="dim" if dim else None, soft_wrap=True)
 
     def _text(self, text: str) -> None:
         rest = len(text) - (self._most or len(text))
         self._say(f"{text[:-rest]} … ({rest:,} more characters)" if rest > 0 else text)
 
     def _head(self, text: str) -> None:
-        self._console.rule(_visible(text), align="left")
+        self._console.rule(visible(text), align="left")
 
 
 def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
@@ -264,11 +264,6 @@ def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
     if "kept" not in detail:
         return detail
     return {"copy of": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
-
-
-def _visible(text: str) -> str:
-    # As in \x1b: such characters could control the terminal or reverse the text.
-    return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def page_content(corpus: CorpusFolder) -> JsonObject:

@@ -20,6 +20,12 @@ def main() -> None:
 
 
 def _run() -> None:
+    from megatron_mathcpt.errors import EvaluationError
+
+    given = {argument.partition("=")[0] for argument in sys.argv}
+    if given & {"--num_fewshot", "-f"} and any("mathcpt_" in argument for argument in sys.argv):
+        forms = "mathcpt_NAME and mathcpt_NAME_few_shot are the two forms of a set"
+        raise EvaluationError(f"--num_fewshot: our tasks would ignore it; leave it out: {forms}")
     import lm_eval.models  # noqa: F401  lm-eval imports its own models only while none is registered
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
@@ -33,7 +39,6 @@ def _run() -> None:
         use_cpu()  # before the first import of Megatron-Core
     model_registry.register("megatron_mathcpt", target="megatron_mathcpt.evaluation.megatron_lm:MegatronLM")
     # lm-eval takes one --include_path only: a user's own replaces ours.
-    given = {argument.partition("=")[0] for argument in sys.argv}
     if given & {"--tasks", "-t"} and "--include_path" not in given:
         sys.argv += ["--include_path", str(TASKS_FOLDER)]
     cli_evaluate()

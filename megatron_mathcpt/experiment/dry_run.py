@@ -226,9 +226,9 @@ def check_scored(study: Study, hardware: str, benchmarks: Path | None) -> None:
         examples_for(load_items(path).items, path, shots if isinstance(shots, int) else shots.get(name, 0))
 
 
-def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str, ...]]:
+def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str | float, ...]]:
     """A row of `RUN_HEADINGS` for each run."""
-    rows = list[tuple[str, ...]]()
+    rows = list[tuple[str | float, ...]]()
     for name, run in runs.items():
         whole = sum(n for n, _ in run.pools.values())  # of which the last step may see more
         mixed = "\n".join(

@@ -47,6 +47,11 @@ def restore_commands(text: str) -> str:
     return text
 
 
+def visible(text: str) -> str:
+    """`text` with the signs that could control a terminal or reverse the text as escapes."""
+    return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def restore_json_commands(text: str) -> str:
     """The same for a string of a JSON object."""
     parts = enumerate(re.split(r"(\$\$?)", text))  # every fourth from the third is between dollars

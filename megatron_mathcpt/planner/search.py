@@ -36,7 +36,7 @@ _PRINTED = (*_ALWAYS, *_FUSIONS, *_OVERLAPS, *_COUNTED, *_FULL, "recompute_modul
 # Fields that overrides of a search may set, in addition to the section precision.
 _GIVEN = [f"optimizer.{name}" for name in _OPTIMIZER]
 _GIVEN += [f"parallel.{name}" for name in ("use_distributed_optimizer", *_FUSIONS, "tp_comm_overlap")]
-Table = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]  # title, headings, rows
+Table = tuple[str, Sequence[str], Sequence[Sequence[str | float]]]  # title, headings, rows
 
 
 def given_config(
@@ -175,9 +175,7 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
         yield from (_ranking(result, top, train_tokens), _memory_table(best.run))
         total = best.time.total
         terms = {name: seconds for name, seconds in best.time.terms.items() if seconds} | {"total": total}
-        rows: list[tuple[str, ...]] = [
-            (name, figure(value, ".3f"), figure(100 * value / total, ".1f")) for name, value in terms.items()
-        ]
+        rows = [(name, figure(value, ".3f"), 100 * value / total) for name, value in terms.items()]
         yield f"One step of {best.run.name}, slowest stage", ("term", "seconds", "share in %"), rows
         yield "Settings of a run: " + " ".join(settings(best.run.config))
     yield f"{len(result.plans)} layouts fit, {len(result.misfits)} do not."
@@ -209,14 +207,7 @@ def _memory_table(run: PlannedRun) -> Table:
     # Those that differ most: the first two, one in the middle and the last.
     shown = stages if len(stages) <= 4 else [*stages[:2], stages[len(stages) // 2], stages[-1]]
     names = [name for name in shown[0].parts if any(stage.parts[name] for stage in shown)]
-    rows = [
-        (
-            figure(stage.stage, ""),
-            *(figure(stage.parts[name] / GIB, ".1f") for name in names),
-            figure(stage.gib, ".1f"),
-        )
-        for stage in shown
-    ]
+    rows = [(stage.stage, *(stage.parts[name] / GIB for name in names), stage.gib) for stage in shown]
     return f"Memory of {run.name}, GiB", ("stage", *names, "total"), rows
 
 

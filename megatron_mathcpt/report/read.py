@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from megatron_mathcpt.errors import DataError, EvaluationError
+from megatron_mathcpt.errors import DataError, EvaluationError, first_of
 from megatron_mathcpt.formats import evaluation_folder
 from megatron_mathcpt.formats.evaluation_folder import (
     FEW_SHOT,
@@ -52,16 +52,21 @@ def finished_runs(root: Path) -> list[str]:
 
 def _find(root: Path, what: str) -> list[str]:
     """Folders with metrics or scores, by path relative to `root`, sorted."""
-    found, synthesized = [], False
+    found, begun, synthesized = [], list[str](), False
     for name, below, files in os.walk(root):
+        store = ".store" in below  # of a synthesis
         # Checkpoints are many and large, and none of them is a run.
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "checkpoints")
         done = FILE_NAME in files or what == "run"
         if (METRICS in files and done) or _is_scored(Path(name)):
             found.append(Path(name).relative_to(root).as_posix())
+        elif FILE_NAME not in files and (METRICS in files or store):
+            begun.append(name)
         synthesized |= what == "finished run" and {FILE_NAME, "summary.json"} <= {*files}
     if not found and not synthesized:
-        raise DataError(f"{root}: no {what} below this folder; give a folder of results")
+        remedy = "start it again to finish it" if begun else "give a folder of results"
+        there = f", but unfinished {first_of(begun)}" if begun else ""
+        raise DataError(f"{root}: no {what} below this folder{there}; {remedy}")
     return found
 
 

@@ -18,7 +18,7 @@ from tests.report.test_page import Checker
 from tests.support.fake_server import FakeServer, ScriptedModel, chance_of
 from tests.support.headless_browser import Page, check_in_browser
 from tests.support.report_folder import report_json
-from tests.support.synthesis_runs import build_config
+from tests.support.synthesis_runs import FIRST_SHARD, build_config
 
 METHOD = "tutorship_amplification"
 HOSTILE = "<script>window.hacked = 1</script> ]]> </pre>{{ 7 * 7 }}\n" * 20
@@ -176,5 +176,8 @@ def test_a_synthesis_without_runs_has_a_page(tmp_path: Path) -> None:
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections == ["synthesis", "origin", "reading"]
     assert re.findall(r'href="#(\w+)"', page)[:3] == sections
+    (tmp_path / "out" / FIRST_SHARD / "manifest.json").rename(tmp_path / "kept")  # as after Ctrl-C
+    with pytest.raises(DataError, match=f"but unfinished {tmp_path}/out/{FIRST_SHARD}; start it again"):
+        finished_runs(tmp_path / "out")
     with pytest.raises(DataError, match="no finished run below"):
         finished_runs(tmp_path / "report")
