@@ -71,6 +71,8 @@ def _in_words(root: Node, node: Node) -> str:
     if choices := node.get("enum", [node["const"]] if "const" in node else []):
         return " or ".join(map(str, choices))
     limits = [f" {said} {node[key]}" for key, said in _LIMITS.items() if key in node]
+    if node.get("minLength") == 1:
+        limits = [" that is not empty"]
     inner = in_words(root, below(root, [node], ""))
     if (kind := node.get("type")) in ("array", "object"):
         words = "a list" if kind == "array" else "a mapping"
