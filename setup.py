@@ -56,7 +56,7 @@ setup(
             "mathcpt-lm-eval = megatron_mathcpt.evaluation.__main__:main",
         ]
     },
-    # Corpora, plans, reports, a grid's runner: 410 MB, of which LLVM is 173.
+    # Corpora, plans, reports, a grid's runner: 440 MB, of which LLVM is 173.
     install_requires=[
         "pydantic>=2.12",
         "ruamel.yaml>=0.18",
