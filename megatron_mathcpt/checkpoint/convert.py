@@ -35,7 +35,7 @@ from megatron_mathcpt.formats.tokenizer_folder import (
     tokenizer_file,
 )
 from megatron_mathcpt.formats.weight_files import weight_files
-from megatron_mathcpt.log import get_logger, progress, reporting
+from megatron_mathcpt.log import clock, get_logger, progress, reporting
 
 _logger = get_logger(__name__)
 
@@ -143,10 +143,14 @@ def writing_of(source: Path, target: Path) -> AbstractContextManager[None]:
         files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".distcp"))
         return sum(path.stat().st_size for path in files) / 1e6
 
+    def said(seconds: float) -> str:
+        done = megabytes(target)
+        if done >= total:
+            return f"{target}: all is written, checking it, after {clock(seconds)}"
+        return f"{target}: {progress(done, total, 'MB', seconds=seconds)}"
+
     total = megabytes(source)
-    return reporting(
-        _logger, lambda passed: f"{target}: {progress(megabytes(target), total, 'MB', seconds=passed)}"
-    )
+    return reporting(_logger, said)
 
 
 def new_checkpoint(
