@@ -65,7 +65,7 @@ def progress(done: float, total: float, unit: str, before: float = 0, seconds: f
     text = f"{done:,.0f} of {total:,.0f} {unit}"
     # What an earlier, interrupted process did must not count in the rate.
     if done <= before or not seconds:
-        return text
+        return f"{text}, after {clock(seconds)}" if seconds else text
     rate = (done - before) / seconds
     return f"{text}, {rate:,.1f} {unit}/s, {clock(max(0.0, total - done) / rate)} left"
 

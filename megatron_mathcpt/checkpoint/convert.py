@@ -31,6 +31,7 @@ from megatron_mathcpt.formats.weight_files import weight_files
 from megatron_mathcpt.log import get_logger, progress, reporting
 
 _logger = get_logger(__name__)
+_WEIGHTS = (".safetensors", ".distcp")
 
 _BLOCK, _BLOCKS = 2**16, 64  # of a file's samples
 
@@ -125,14 +126,14 @@ def import_from_hf(
 def writing_of(source: Path, target: Path) -> AbstractContextManager[None]:
     """Log how much of the weights in `source` is written to `target`."""
 
-    def megabytes(folder: Path) -> float:
-        files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".distcp"))
-        return sum(path.stat().st_size for path in files) / 1e6
+    def said(seconds: float) -> str:
+        files = [[one for one in folder.rglob("*") if one.suffix in _WEIGHTS] for folder in (target, source)]
+        done, total = (sum(one.stat().st_size for one in some) / 1e6 for some in files)
+        if done >= total:
+            return f"{target}: all is written; {seconds:,.0f} s"
+        return f"{target}: {progress(done, total, 'MB', seconds=seconds)}"
 
-    total = megabytes(source)
-    return reporting(
-        _logger, lambda passed: f"{target}: {progress(megabytes(target), total, 'MB', seconds=passed)}"
-    )
+    return reporting(_logger, said)
 
 
 def new_checkpoint(

@@ -143,10 +143,10 @@ def build(
         job = submit_corpus(loaded, out, load_cluster(cluster), workers)
         echo(f"{out}: complete" if job is None else f"the last of its jobs is {job}")
     else:
-        _show_counts(build_corpus(loaded, out, workers, ray=ray).counts)
+        _show_counts(build_corpus(loaded, out, workers, ray=ray).counts, out)
 
 
-def _show_counts(counts: dict[str, Any]) -> None:
+def _show_counts(counts: dict[str, Any], out: Path) -> None:
     headings = ("source", "read", "kept", "rejected", "dropped", "by reason", "answers by")
     rows = []
     for name, row in counts["sources"].items():
@@ -158,7 +158,7 @@ def _show_counts(counts: dict[str, Any]) -> None:
         for pool, splits in counts["pools"].items()
         for split, row in splits.items()
     ]
-    print_table(("pool", "split", "documents", "tokens"), datasets, "Datasets")
+    print_table(("pool", "split", "documents", "tokens"), datasets, f"Datasets in {out}")
 
 
 def _counted(counts: "Mapping[str, int]", between: str = "\n") -> Cell:

@@ -102,13 +102,13 @@ def _with_options(function: Callable[..., Any], *, json: bool) -> Callable[..., 
     options = signature(record).parameters if record else {last.name: last}
 
     @wraps(function)
-    def command(**given: Any) -> Any:
+    def command(*words: object, **given: Any) -> Any:
         out = sys.stdout if given.pop("as_json", False) else None
         if record:
             given[last.name] = record(**{option: given.pop(option) for option in options})
         _JSON_OUT.set(out)
         with redirect_stdout(sys.stderr) if out else nullcontext():
-            return function(**given)
+            return function(*words, **given)
 
     found = [*own, *(option.replace(kind=last.KEYWORD_ONLY) for option in options.values())]
     if json:

@@ -38,7 +38,7 @@ from megatron_mathcpt.formats.corpus_folder import KIND
 from megatron_mathcpt.formats.files import hash_file, hash_json, write_atomically
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, is_complete, load_manifest, read_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
-from megatron_mathcpt.log import clock, get_logger, progress, reporting
+from megatron_mathcpt.log import get_logger, progress, reporting
 
 WORK = ".work"  # in the build's folder: results of shards between stages
 LOGS = ".datatrove"  # in the build's folder: logs, and which tasks are done
@@ -292,7 +292,7 @@ def run_locally(stage: StageTasks, build: Build, workers: int) -> None:
     def said(seconds: float) -> str:
         finished = _finished(build, stage.name)
         read = describe_progress(build, finished, before, seconds) if stage.name in _FOLDERS else ""
-        return f"{stage.name}: {read or f'{done} of {len(stage.tasks)} tasks, after {clock(seconds)}'}"
+        return f"{stage.name}: {read or progress(done, len(stage.tasks), 'tasks', seconds=seconds)}"
 
     with closing(tasks), reporting(_log, said):
         for _ in tasks:
