@@ -111,6 +111,10 @@ class Template(Section):
             equations.append(f"{substitute(expression, values)} = {values[name]}")
         return values, equations
 
+    def texts(self, language: Language) -> tuple[list[str], list[str]]:
+        leads = self.leads.get(language, []) if self.leads else [""] * len(self.steps)
+        return self.en if language == "en" else self.zh, leads
+
 
 class WordLists(Section):
     names: list[str]
@@ -186,8 +190,8 @@ def _render(name: str, numbers: Values, language: Language, chance: random.Rando
     values, equations = template.solve(numbers)
     drawn = (*chance.sample(words.names, 2), *chance.choice(list(words.things.items())))
     filled = {**values, **dict(zip(_WORDS[language], drawn, strict=True))}
-    question = chance.choice(template.en if language == "en" else template.zh).format_map(filled)
-    leads = template.leads.get(language, []) if template.leads else [""] * len(equations)
+    questions, leads = template.texts(language)
+    question = chance.choice(questions).format_map(filled)
     lines = [lead.format_map(filled) + line for lead, line in zip(leads, equations, strict=True)]
     return Problem(
         id=identity,

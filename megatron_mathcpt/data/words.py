@@ -76,10 +76,8 @@ class Words:
         return _span_hashes(self.hashes, first, last)
 
     def ngrams(self, length: int, wanted: Flags = _ALL) -> tuple[Hashes, Indices]:
-        """Hashes and first words of the n-grams of `length` words inside documents, those `wanted` flags.
-
-        `wanted` has 2^n flags, for the last n bits of a hash.
-        """
+        """Hashes and first words of the n-grams of `length` words inside documents, those `wanted` flags."""
+        # These are 2^n flags, for the last n bits of a hash.
         return _ngrams(self.hashes, self.documents, length, wanted)
 
     def text(self, first: int, last: int) -> str:
