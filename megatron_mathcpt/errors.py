@@ -1,8 +1,8 @@
 """What a user can get wrong, as exceptions with a self-contained message.
 
 A message names the file, line or field, what was found, and what to do. `run_command` prints it as one
-line and exits with status 2, as it does for an `OSError`; any other exception is our bug and keeps its
-traceback.
+line (several mistakes in a config as a line each) and exits with status 2, as it does for an `OSError`; any
+other exception is our bug and keeps its traceback.
 """
 
 import sys
@@ -22,7 +22,13 @@ class MathCptError(ValueError):
 
 
 class ConfigError(MathCptError):
-    """A config file, field or combination of fields is wrong."""
+    """A config file, field or combination of fields is wrong: `said`, or `problems` of what it names."""
+
+    def __init__(self, said: str, problems: Sequence[str] = ()) -> None:
+        where, self.problems = f"{said}: " if said else "", (*problems,) or (said,)
+        one = where + "".join(problems) if problems else said
+        self.lines = (f"{where}{len(problems)} errors", *problems) if len(problems) > 1 else (one,)
+        super().__init__("\n  ".join(self.lines))
 
 
 class DeviceError(MathCptError):
@@ -100,4 +106,5 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def print_error(error: MathCptError) -> None:
-    sys.stderr.write(f"error: {one_line(str(error))}\n")
+    lines = error.lines if isinstance(error, ConfigError) else (str(error),)
+    sys.stderr.write("error: " + "\n  ".join(map(one_line, lines)) + "\n")

@@ -5,12 +5,11 @@ Of YAML a file has plain values, lists and mappings: no tags, which could execut
 could expand without end; at most `MAX_BYTES` (parsing takes 30 s a MB) and `MAX_DEPTH` levels.
 """
 
-import difflib
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from ruamel.yaml import YAML
@@ -20,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import Node
 
+from megatron_mathcpt.config.mistakes import problems_of
+from megatron_mathcpt.config.schema import annotate
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
 from megatron_mathcpt.formats.files import read_small
 
@@ -29,13 +30,16 @@ MAX_BYTES, MAX_DEPTH = 1 << 17, 30
 class Section(BaseModel):
     """Base of every config model: unknown keys are errors, nothing is converted, nothing changes later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, json_schema_extra=annotate
+    )
 
     def check_together(self) -> None:
         """Raise `ValueError` for fields that contradict each other."""
 
-    def model_post_init(self, _: object) -> None:
-        self.check_together()
+    def model_post_init(self, context: object) -> None:
+        if context is None:  # else mistakes.py checks them
+            self.check_together()
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,7 +49,7 @@ Tree = dict[str, JsonValue]  # settings as YAML has them, before they are checke
 def load_config(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read `path` (YAML 1.2), apply `section.field=value` overrides, and validate strictly.
 
-    Raises `ConfigError` naming the file and the full path of the first wrong field.
+    Raises `ConfigError` naming the file and the full path of every wrong field.
     """
     return build_config(read_tree(path), model, overrides, str(path))
 
@@ -56,9 +60,9 @@ def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where
         set_field(tree, *parse_override(override))
     try:
         # JSON mode is strict (no "3" for 3) yet accepts lists for tuples and strings for paths.
-        return model.model_validate_json(json.dumps(tree))
+        return model.model_validate_json(text := json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error, model)}") from error
+        raise ConfigError(where, problems_of(json.loads(text), model)) from error
     except TypeError as error:
         raise ConfigError(f"{where}: a value is no string, number, list or mapping: {error}") from error
 
@@ -152,40 +156,3 @@ def _parse(text: str, where: str) -> JsonValue:
         said = one_line(str(error).split("To suppress")[0])[:500]
         raise ConfigError(f"{where}: not valid YAML: {said}") from error
     return found
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    details = error.errors(include_url=False)
-    first = next((item for item in details if item["type"] == "extra_forbidden"), details[0])
-    field = ".".join(map(str, first["loc"]))
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
-        return f"{field}: unknown key; {hint}{more}"
-    if first["type"] == "missing":
-        return f"{field}: missing; it has no default and must be decided{more}"
-    if first["type"].startswith("model_"):
-        return (
-            f"{field}: write it as a mapping; known here: {', '.join(_fields_at(model, first['loc']))}{more}"
-        )
-    shown = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r:.100})"
-    where = f"{field}: " if field else ""  # a check of the whole config names its fields itself
-    return f"{where}{first['msg'].removeprefix('Value error, ')}{shown}{more}"
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Field names of the section at `location`, through lists, mappings and optional sections."""
-    here = [model]
-    for part in map(str, location):
-        below = [section.model_fields[part].annotation for section in here if part in section.model_fields]
-        here = [found for annotation in below for found in _models_in(annotation)] or here
-    fields = {name: field for section in here for name, field in section.model_fields.items()}
-    return sorted(field.alias or name for name, field in fields.items())
-
-
-def _models_in(annotation: object) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -18,19 +18,23 @@ Mount = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f\x7f,:]*:/[^\x00
 
 
 class Container(Section):
-    """Image for pyxis/enroot (`--container-image`) and host folders mounted in it (`SRC:DST[:ro]`)."""
+    """`image` for pyxis/enroot (`--container-image`) and host folders in it, `mounts` (`SRC:DST[:ro]`)."""
 
     image: Line
     mounts: tuple[Mount, ...] = ()
 
 
 class SingleTask(Section):
-    """Resources of a stage that runs as one task: corpus build, conversion, evaluation, report."""
+    """Resources of a stage that runs as one task: corpus build, conversion, evaluation, report.
+
+    It runs in `partition` with `cpus_per_task` cores and `memory_gib` GiB. An evaluation runs on
+    `evaluation_gpus`, or more if its model needs them, in the jobs' partition; 0: on CPUs.
+    """
 
     partition: SlurmName
     cpus_per_task: int = Field(gt=0)
     memory_gib: int = Field(gt=0)
-    evaluation_gpus: int = Field(ge=0)  # or what its model needs, in the jobs' partition; 0: on CPUs
+    evaluation_gpus: int = Field(ge=0)
 
 
 # Options as in vLLM's docs (serving/parallelism_scaling; several nodes without Ray since pull request 23691),
@@ -96,11 +100,15 @@ class ModelServer(Section):
 
 
 class SynthesisServers(Section):
-    """How a synthesis job, which takes whole nodes, starts the servers of its config, by their names."""
+    """How a synthesis job, which takes whole nodes, starts the `servers` of its config, by their names.
+
+    They must answer within `start_timeout_seconds` (loading a large model takes minutes); after
+    `silence_timeout_seconds` without an answer the run ends, to be started again.
+    """
 
     servers: dict[str, ModelServer] = Field(min_length=1)
-    start_timeout_seconds: float = Field(default=1800, gt=0)  # loading a large model takes minutes
-    silence_timeout_seconds: float = Field(default=600, gt=0)  # then the run ends, to be started again
+    start_timeout_seconds: float = Field(default=1800, gt=0)
+    silence_timeout_seconds: float = Field(default=600, gt=0)
 
     def check_together(self) -> None:
         each = self.servers.values()
@@ -117,15 +125,17 @@ class SynthesisServers(Section):
 
 
 class ClusterConfig(Section):
-    """One site; a training job takes `nodes` whole nodes with one task per GPU.
+    """One site, `name`; a training job takes `nodes` whole nodes with one task for each of `gpus_per_node`.
 
-    `cpus_per_task` counts physical cores: with all cores of a node allocated, tasks in rank order fill one
-    socket after the other, as do the GPUs with the same indices. `python` is the interpreter on the node (or
-    in the container); `setup_script` is sourced first, `environment` is set after it and overrides it.
-    A job gets a signal `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it fails
-    after `requeues_without_progress` requeues without a new checkpoint. With `check_gpus`, nvidia-smi counts
-    every node's GPUs and torch tries each before training starts, and jobs that request GPUs refuse to run
-    without one (MATHCPT_DEVICE, device.py).
+    `partition`, `account` and `qos` are Slurm's, of jobs on GPUs; `single_task` is for all others.
+    `synthesis` starts the servers of a synthesis (None: they run elsewhere). `cpus_per_task` counts physical
+    cores: with all cores of a node allocated, tasks in rank order fill one socket after the other, as do the
+    GPUs with the same indices. `python` is the interpreter on the node (or in the `container`);
+    `setup_script` is sourced first, `environment` is set after it and overrides it. A job gets a signal
+    `warning_seconds` before `time_limit_minutes`, saves and requeues itself; it fails after
+    `requeues_without_progress` requeues without a new checkpoint. With `check_gpus`, nvidia-smi counts every
+    node's GPUs and torch tries each before training starts, and jobs that request GPUs refuse to run without
+    one (MATHCPT_DEVICE, device.py).
     """
 
     name: SlurmName

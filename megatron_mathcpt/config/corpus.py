@@ -1,7 +1,4 @@
-"""Config of a corpus build: sources, what is dropped, the tokenizer, the validation split.
-
-Sources are listed in order of precedence: of two duplicates the one from the source listed first is kept.
-"""
+"""Config of a corpus build: sources, what is dropped, the tokenizer, the validation split."""
 
 from collections import Counter
 from functools import cache
@@ -12,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, RootModel, StringConstraints
 
 from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.formats.tokenizer_folder import Bos
 from megatron_mathcpt.records import Language
@@ -32,52 +30,63 @@ NgramShares = dict[Annotated[int, Field(ge=2, le=20)], Share]
 class Repetition(Section):
     """Largest repeated share of a text: Gopher's rules for web pages (arXiv 2112.11446, table A1).
 
-    A limit that differs from Gopher's is ours, set by what Gopher's drops of mathematics textbooks; see each.
-    Not for problem records: a solution rightly quotes its question. None, or an n left out, disables a rule.
+    Of all lines (`lines`; Gopher 0.30, which drops pages of exercises, where "Solution:" repeats) and
+    `paragraphs`, by count; of characters in repeated paragraphs (`paragraph_characters`; for lines it is
+    `Filter.max_duplicate_line_share`); by n the share of characters in all occurrences of the most frequent
+    n-gram of words (`top_ngrams`), and in n-grams that occurred earlier (`duplicate_ngrams`: ours; Gopher's
+    5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10 drop every third textbook chapter, for repeated
+    definitions and steps). Defaults are else Gopher's. Not for problem records: a solution rightly quotes its
+    question. None, or an n left out, disables a rule.
     """
 
-    lines: Share | None = None  # Gopher 0.30, by count: drops pages of exercises, where "Solution:" repeats
-    paragraphs: Share | None = 0.30  # Gopher's, by count
-    paragraph_characters: Share | None = 0.20  # Gopher's; for lines it is Filter.max_duplicate_line_share
-    # Characters in all occurrences of the most frequent n-gram of words; Gopher's.
+    lines: Share | None = None
+    paragraphs: Share | None = 0.30
+    paragraph_characters: Share | None = 0.20
     top_ngrams: NgramShares = Field(default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16})
-    # Characters in n-grams that occurred earlier in the text. Ours; Gopher's 5: 0.15, 6: 0.14, 7: 0.13,
-    # 8: 0.12, 9: 0.11, 10: 0.10 drop every third textbook chapter, for repeated definitions and steps.
     duplicate_ngrams: NgramShares = Field(default_factory=lambda: {10: 0.25})
 
 
 class Quality(Section):
     """Gopher's rules on words and lines of web pages (arXiv 2112.11446, section A.1.1); None disables one.
 
-    Word length (a formula is one long word, or many of one character) and words with letters are off: with
-    Gopher's limits they drop mathematics. In a mostly Chinese text only size and lines are checked.
+    A text has `min_words` to `max_words` words (problem records are shorter), at most `max_symbols_per_word`
+    # or ellipses a word, at most `max_bullet_lines` and `max_ellipsis_lines` as shares of its lines, and at
+    least `min_stop_words` of eight English words. Off are the mean length of words, `min_mean_word_length`
+    (Gopher 3) to `max_mean_word_length` (Gopher 10) characters (a formula is one long word, or many of one
+    character), and the share of words with letters, `min_words_with_letters` (Gopher 0.8): with Gopher's
+    limits they drop mathematics. In a mostly Chinese text only size and lines are checked.
     """
 
-    min_words: int | None = Field(default=50, ge=0)  # Gopher's; problem records are shorter
-    max_words: int | None = Field(default=100_000, gt=0)  # Gopher's
-    min_mean_word_length: float | None = Field(default=None, ge=0)  # Gopher 3
-    max_mean_word_length: float | None = Field(default=None, ge=0)  # Gopher 10
-    max_symbols_per_word: float | None = Field(default=0.1, ge=0)  # Gopher's, for # and for the ellipsis
-    max_bullet_lines: Share | None = 0.9  # Gopher's
-    max_ellipsis_lines: Share | None = 0.3  # Gopher's
-    min_words_with_letters: Share | None = None  # Gopher 0.8
-    min_stop_words: int | None = Field(default=2, ge=0, le=8)  # Gopher's, of eight English words
+    min_words: int | None = Field(default=50, ge=0)
+    max_words: int | None = Field(default=100_000, gt=0)
+    min_mean_word_length: float | None = Field(default=None, ge=0)
+    max_mean_word_length: float | None = Field(default=None, ge=0)
+    max_symbols_per_word: float | None = Field(default=0.1, ge=0)
+    max_bullet_lines: Share | None = 0.9
+    max_ellipsis_lines: Share | None = 0.3
+    min_words_with_letters: Share | None = None
+    min_stop_words: int | None = Field(default=2, ge=0, le=8)
 
 
 class Languages(Section):
     """Languages to keep (ISO 639-1); see data/filters.py. Needs the extra `language`.
 
-    A text is dropped if another language has at least `min_probability`, unless it has fewer than
-    `min_letters` outside its formulas.
+    A text is dropped if a language that is not in `keep` has at least `min_probability` (datatrove's
+    threshold), unless it has fewer than `min_letters` outside its formulas.
     """
 
     keep: list[Annotated[str, StringConstraints(pattern="^[a-z]{2,3}$")]] = Field(min_length=1)
-    min_probability: Share = 0.65  # datatrove's threshold for its languages
-    min_letters: int = Field(default=50, ge=1)  # ours
+    min_probability: Share = 0.65
+    min_letters: int = Field(default=50, ge=1)
 
 
 class Filter(Section):
-    """Thresholds of the quality rules; None disables a rule or a group of rules. Shares are from 0 to 1."""
+    """Thresholds of the quality rules; None disables a rule or a group of rules. Shares are from 0 to 1.
+
+    A text has `min_characters` to `max_characters`, at most `max_bad_character_share` of replacement and
+    private-use characters, and at most `max_duplicate_line_share` of its characters in lines that occurred
+    before. `repetition`, `quality` and `languages` are groups of rules.
+    """
 
     min_characters: int | None = Field(default=20, ge=0)
     max_characters: int | None = Field(default=10_000_000, gt=0)
@@ -123,20 +132,21 @@ class Budget(Section):
 
     def check_together(self) -> None:
         if (self.tokens is None) == (self.bytes is None):
-            raise ValueError("give exactly one of tokens and bytes")
+            raise Undecided("give exactly one of tokens and bytes")
 
 
 class Source(Section):
-    """One set of files with one schema.
+    """One set of files with one schema, whose documents go to `pool`; `kind` is text, problem or chat.
 
     `path` is a file, a folder or a glob pattern, here or by an address such as s3://BUCKET/FOLDER (see
     data/object_stores.py): JSON lines (plain, gz, zst, bz2; a built pool, too), Parquet, Arrow, text files,
-    or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a
-    known source (see data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for
-    problems `question`, `solution`, `answer`, `language`, `stage`, `steps`; for chats `messages`) to the
-    source's own where they differ. A chat is a list of messages with `role` and `content`, or ShareGPT's
-    `conversations`; its text is all that is said. `reject_limit` is the share of a file's unreadable records
-    above which the build stops. `mask_pii` replaces e-mail addresses. `filter` replaces the build's.
+    or a dataset saved by Hugging Face `datasets`. `adapter` names the published schema of a known source (see
+    data/public_sources.py). `fields` maps our field names (`id`, `text`, `source`; for problems `question`,
+    `solution`, `answer`, `language`, `stage`, `steps`; for chats `messages`) to the source's own where they
+    differ. A chat is a list of messages with `role` and `content`, or ShareGPT's `conversations`; its text is
+    all that is said. `reject_limit` is the share of a file's unreadable records above which the build stops.
+    `mask_pii` replaces e-mail addresses. `select` takes some of the problem records. `filter` replaces the
+    build's.
 
     `share` reads that fraction of the records, and drops the others before any work on them. `budget` is met,
     train and validation together, by the documents left after filters, decontamination and deduplication:
@@ -194,7 +204,7 @@ class Deduplicate(Section):
 
 
 class Decontaminate(Section):
-    """Benchmark files or folders of JSON lines, and what counts as an overlap with one of their items.
+    """Overlap with `benchmarks`, files or folders of JSON lines: what counts as one with an item of theirs.
 
     A document is dropped if it contains `ngram_words` consecutive words of an item (`ngram_characters` for
     Chinese); shorter items must appear whole, those under `short_words` or `short_characters` as a line of
@@ -218,14 +228,15 @@ class Decontaminate(Section):
 class Tokenizer(Section):
     """Either `path` to an existing tokenizer, or `vocab_size` of one to train on the kept documents.
 
-    `added_tokens`, such as the mark of retrospective enhancement, are single tokens wherever they occur in a
-    text. They count in `vocab_size`; in an existing tokenizer they follow what it has, and a model with its
-    weights gets rows for them (see model/weights.py). A reserved token may be named, to use it.
-    `bos` decides whether documents begin with a begin token: as the `tokenizer` itself begins texts (Llama's
-    do), `always`, or `never`. The corpus has a copy of the tokenizer that does the same, which is used
-    wherever a model trained on it is evaluated. `special_literals` decides whether a special token's string
-    inside a document is tokenized as ordinary `text` or as the `control` token (as Megatron-LM does).
-    `engine: auto` uses gigatoken where it is installed and agrees with `tokenizers`.
+    Training reads at most about `train_megabytes` of text. `added_tokens`, such as the mark of retrospective
+    enhancement, are single tokens wherever they occur in a text. They count in `vocab_size`; in an existing
+    tokenizer they follow what it has, and a model with its weights gets rows for them (see model/weights.py).
+    A reserved token may be named, to use it. `bos` decides whether documents begin with a begin token: as the
+    `tokenizer` itself begins texts (Llama's do), `always`, or `never`. The corpus has a copy of the tokenizer
+    that does the same, which is used wherever a model trained on it is evaluated. `special_literals` decides
+    whether a special token's string inside a document is tokenized as ordinary `text` or as the `control`
+    token (as Megatron-LM does). `engine: auto` uses gigatoken where it is installed and agrees with
+    `tokenizers`.
     """
 
     path: str | None = Field(default=None, min_length=1)
@@ -240,7 +251,7 @@ class Tokenizer(Section):
 
     def check_together(self) -> None:
         if (self.path is None) == (self.vocab_size is None):
-            raise ValueError("give exactly one of path (an existing one) and vocab_size (train one)")
+            raise Undecided("give exactly one of path (an existing one) and vocab_size (train one)")
         if self.path is None and self.bos == "always":
             raise ValueError("bos: always needs path; a trained tokenizer has no begin token")
         if twice := [token for token, count in Counter(self.added_tokens).items() if count > 1]:
@@ -253,8 +264,12 @@ class Tokenizer(Section):
 class Corpus(Section):
     """A whole build; `deduplicate` and `decontaminate` must be given, and are off only if set to `null`.
 
-    Plain JSON lines and Parquet files of more than `shard_megabytes` are prepared in parts of about that size
-    by tasks of their own, with the same result; not below 8 MiB or 1,024 rows.
+    `sources`, by names of their own, are in order of precedence: of two duplicates the one from the source
+    listed first is kept. `filter` is for those without one. Of the documents `validation_fraction` are for
+    validation, by a hash with `seed`, which also draws the texts that a `tokenizer` is trained on; `name` is
+    part of what a budget draws by. Plain JSON lines and Parquet files of more than `shard_megabytes` are
+    prepared in parts of about that size by tasks of their own, with the same result; not below 8 MiB or 1,024
+    rows.
     """
 
     name: str = Field(min_length=1)

@@ -34,22 +34,32 @@ _FP8_MULTIPLE = 16  # of both dimensions of a matrix in cuBLAS' FP8 GEMMs (Trans
 def check_experiment(config: ExperimentConfig, world_size: int) -> None:
     """Check the sections against each other and against `world_size` processes.
 
-    Raises `ConfigError` naming the field at fault; starts nothing.
+    Raises `ConfigError` naming every field at fault; starts nothing.
     """
-    phases = phases_of(config) if config.phases else ()
-    for where, own in ("", config), *((f"phases.{phase.name}: ", phase.config) for phase in phases):
-        for field, found, divisor, what in divisions(own, world_size):
-            if found % divisor:
-                raise ConfigError(f"{where}{field}: {found} is not divisible by {what} = {divisor}")
-        for conflicts in (_data_conflicts, _parallel_conflicts, _checkpoint_conflicts):
-            for message, wrong in conflicts(own).items():
-                if wrong:
-                    raise ConfigError(f"{where}{message}")
-        if where and own.model and own.model.max_position_embeddings < own.train.seq_length:
-            raise ConfigError(f"{where}seq_length: above max_position_embeddings, which it may set too")
-    sizes = {phase.config.train.micro_batch_size * phase.config.train.seq_length for phase in phases}
-    if len(sizes) > 1 and config.parallel.tp_comm_overlap:
-        raise ConfigError("parallel.tp_comm_overlap: has buffers of one size, but the phases have several")
+    if found := conflicts_of(config, world_size):
+        raise ConfigError("", found)
+
+
+def conflicts_of(config: ExperimentConfig, world_size: int) -> list[str]:
+    """What does not match, each once; also of sections that do not pass their own checks."""
+    found = dict[str, str]()
+    try:
+        phases = phases_of(config) if config.phases and config.train.train_tokens else ()
+        for where, own in ("", config), *((f"phases.{phase.name}: ", phase.config) for phase in phases):
+            for field, size, divisor, what in divisions(own, world_size):
+                if size % divisor:
+                    found.setdefault(f"{field}: {size} is not divisible by {what} = {divisor}", where)
+            conflicts = (_data_conflicts(own), _parallel_conflicts(own), _checkpoint_conflicts(own))
+            for message in (message for some in conflicts for message, wrong in some.items() if wrong):
+                found.setdefault(message, where)
+            if where and own.model and own.model.max_position_embeddings < own.train.seq_length:
+                found.setdefault("seq_length: above max_position_embeddings, which it may set too", where)
+        sizes = {phase.config.train.micro_batch_size * phase.config.train.seq_length for phase in phases}
+        if len(sizes) > 1 and config.parallel.tp_comm_overlap:
+            found["parallel.tp_comm_overlap: has buffers of one size, but the phases have several"] = ""
+    except ConfigError as error:
+        found[str(error)] = ""
+    return [where + message for message, where in found.items()]
 
 
 def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> None:
@@ -146,7 +156,8 @@ def _data_conflicts(config: ExperimentConfig) -> Conflicts:
     """Model, token budget, data and the logging of their losses."""
     sft, epochs, sets = config.data.sft is not None, config.train.train_epochs, config.validation.sets
     return {
-        "model: missing; init.scratch needs the model's shape": config.init.scratch and config.model is None,
+        "model: missing; init.scratch needs the shape: num_layers, hidden_size, ffn_hidden_size, "
+        "num_attention_heads": config.init.scratch and config.model is None,
         "optimizer.min_lr: above optimizer.lr": config.optimizer.min_lr > config.optimizer.lr,
         "train.train_epochs: for data.sft only; give train.train_tokens": epochs is not None and not sft,
         "validation.sets: needs data.corpus": bool(sets) and config.data.corpus is None,
@@ -181,9 +192,8 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
 def _recompute_divides(config: ExperimentConfig) -> bool:
     """Whether uniform recomputation units fill each stage; else Megatron-Core overruns its last layer."""
     parallel, shape = config.parallel, config.model
-    if parallel.recompute_method != "uniform" or shape is None:
+    if parallel.recompute_method != "uniform" or parallel.recompute_num_layers is None or shape is None:
         return True
-    assert parallel.recompute_num_layers is not None
     virtual = parallel.virtual_pipeline_model_parallel_size or 1
     sizes = {layers // virtual for layers in parallel.stage_layers(shape.num_layers)}
     if counted := sum(parallel.counted_as_layers):

@@ -27,7 +27,10 @@ REST, BEST = "-rest", "-best"  # ends of the names of a baseline, and of a check
 
 
 class Microanneal(Section):
-    """NAME-rest on `rest` alone, NAME-SOURCE with `share` of the pool SOURCE, which may set more fields."""
+    """NAME-rest on `rest` alone, NAME-SOURCE with `share` of the pool SOURCE, which may set more fields.
+
+    `from` is their row; `sources` has the pools, each with the full paths of what else it sets.
+    """
 
     from_: Name = Field(alias="from")
     rest: Blend = Field(min_length=1)
@@ -56,8 +59,9 @@ class Microanneal(Section):
 class Mixture(Section):
     """NAME-01 (the start) to NAME-`proxies`, NAME-held-1 to `held_out`, and the check NAME-best.
 
-    Mixtures are Dirichlet draws with `concentration` times the shares of `start`, the wider the smaller it
-    is. The mean loss of the validation sets in `target`, by weight, is minimised; none: of `start`'s pools.
+    `from` is their row. Mixtures are Dirichlet draws, by `seed`, with `concentration` times the shares of
+    `start`, the wider the smaller it is. The mean loss of the validation sets in `target`, by weight, is
+    minimised; none: of `start`'s pools.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -99,7 +103,10 @@ def _shares(weights: Blend) -> Blend:
 
 
 class MixtureSearch(Section):
-    """The complete config of one search: folders of its runs, and its check with the start's blend."""
+    """The complete config of one search, `name`: a `mixture`, and the folders of its `runs`.
+
+    `check_run` is the config of its check, with the start's blend.
+    """
 
     name: Name
     mixture: Mixture

@@ -8,17 +8,19 @@ from megatron_mathcpt.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """Generation on task files; the manifest of the results records all of these settings.
+    """Generation on `tasks`, task files; the manifest of the results records all of these settings.
 
-    `limits` maps a task to the number of its items, spread evenly over the file; a task without one is
-    scored whole. `shots` maps a task to its number of worked examples. `samples` answers are generated per
-    item: one greedily if `temperature` is 0, else sampled. `batch_size` counts sequences; the back end
-    `megatron` uses fewer where long ones would need over 16 GiB, and it affects greedy answers by rounding
-    only. `backend` is lm-eval's `hf` or `vllm`, our `megatron`, or `openai`: a server at `endpoint`, with
-    `tokenizer`, a folder or hub id, to score texts; `auto` is chosen by what the model is. `params_dtype` is
-    the type of the weights; `auto` is fp32 on a CPU, on a GPU bf16 (`megatron`) or the type in the model
-    folder (`hf`, `vllm`). `chat` puts each prompt into the model's chat template, for instruct models.
-    `likelihood` scores each item's gold solution too, in bits per byte.
+    `limits` maps a task to the number of its items, spread evenly over the file; a task without one is scored
+    whole. `shots` maps a task to its number of worked examples. `samples` answers of at most `max_new_tokens`
+    are generated per item: one greedily if `temperature` is 0, else sampled, with `top_p` and `seed`.
+    `batch_size` counts sequences; the back end `megatron` uses fewer where long ones would need over 16 GiB,
+    and it affects greedy answers by rounding only. `backend` is lm-eval's `hf` or `vllm`, our `megatron`, or
+    `openai`: a server at `endpoint`, with `tokenizer`, a folder or hub id, to score texts; `auto` is chosen
+    by what the model is. `params_dtype` is the type of the weights; `auto` is fp32 on a CPU, on a GPU bf16
+    (`megatron`) or the type in the model folder (`hf`, `vllm`). `chat` puts each prompt into the model's chat
+    template, for instruct models. `likelihood` scores each item's gold solution too, in bits per byte.
+    `tensor_model_parallel_size` is of `vllm` and `megatron`, `pipeline_model_parallel_size` of `megatron`;
+    `data_parallel_size` are replicas of `vllm` (those of `megatron` are its processes).
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -38,7 +40,7 @@ class EvaluationConfig(Section):
     params_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     tensor_model_parallel_size: int = Field(default=1, ge=1)
     pipeline_model_parallel_size: int = Field(default=1, ge=1)
-    data_parallel_size: int = Field(default=1, ge=1)  # replicas of `vllm`; `megatron`'s are its processes
+    data_parallel_size: int = Field(default=1, ge=1)
 
     def check_together(self) -> None:
         if self.samples > 1 and self.temperature == 0:

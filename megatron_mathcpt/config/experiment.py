@@ -11,25 +11,28 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.optimizer import OptimizerSection, ScheduleSection
 from megatron_mathcpt.config.shape import DecoderShape
 
 
 class InitSection(Section):
-    """Where the weights come from; exactly one is set.
+    """Where the weights come from; exactly one of `scratch`, `checkpoint` and `hf` is set.
 
     `scratch` must be set explicitly. `checkpoint` is a run folder (its chosen checkpoint) or one checkpoint;
-    `hf` is a Hugging Face folder, or OWNER/NAME@REVISION on its hub. Tokens that the data's tokenizer adds to
-    that of the weights get rows, each the mean of the others (model/weights.py). `initial_loss` is a check
-    before the first step: the loss on the first `initial_loss_samples` samples must lie within
-    `initial_loss_band` of this value, or of what transformers computes from the `hf` weights.
+    `hf` is a Hugging Face folder, or OWNER/NAME@REVISION on its hub. `load_optimizer` continues with the
+    checkpoint's optimizer state instead of a fresh one, `continue_data` reads on in each pool where the
+    checkpoint's run stopped. Tokens that the data's tokenizer adds to that of the weights get rows, each the
+    mean of the others (model/weights.py). `initial_loss` is a check before the first step: the loss on the
+    first `initial_loss_samples` samples must lie within `initial_loss_band` of this value, or of what
+    transformers computes from the `hf` weights.
     """
 
     scratch: bool = False
     checkpoint: Path | None = None
     hf: Path | None = None
-    load_optimizer: bool = False  # continue with the checkpoint's optimizer state instead of a fresh one
-    # Read on in each pool where the checkpoint's run stopped. Left out of manifests if not set.
+    load_optimizer: bool = False
+    # Left out of manifests if not set.
     continue_data: bool = Field(default=False, exclude_if=lambda given: not given)
     initial_loss: float | Literal["transformers"] | None = None
     initial_loss_band: float = Field(default=0.05, gt=0, allow_inf_nan=False)
@@ -37,7 +40,7 @@ class InitSection(Section):
 
     def check_together(self) -> None:
         if self.scratch + (self.checkpoint is not None) + (self.hf is not None) != 1:
-            raise ValueError("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
+            raise Undecided("set exactly one of scratch: true, checkpoint: FOLDER, hf: FOLDER")
         if self.initial_loss == "transformers" and self.hf is None:
             raise ValueError("initial_loss: transformers needs init.hf")
         if self.load_optimizer and self.checkpoint is None:
@@ -56,12 +59,12 @@ def _plain_if_one(folders: Path | tuple[Path, ...] | None) -> Path | tuple[Path,
 class DataSection(Section):
     """Training data: pools of one or several corpus folders blended by share, or a folder of SFT samples.
 
-    Pools are found by their name, which only one of the folders may have. `blend` weights are relative shares
-    of the token budget; `max_epochs` limits how often each pool, or every one, is repeated (packed samples
-    are named after their folder).
-    `reset_attention_mask` restricts attention to one document, as SFT samples always do; rotary embeddings
-    depend on position differences only, so positions need no reset. With `sft` the corpus is used for
-    validation sets only.
+    Pools are found by their name in `corpus`, a folder or a list of them, of which only one may have it.
+    `blend` weights are relative shares of the token budget; `max_epochs` limits how often each pool, or every
+    one, is repeated (packed samples are named after their folder). `reset_attention_mask` restricts attention
+    to one document, as SFT samples always do; rotary embeddings depend on position differences only, so
+    positions need no reset. With `sft`, a folder of packed samples, the corpus is used for validation sets
+    only.
     """
 
     corpus: Annotated[Path | tuple[Path, ...] | None, AfterValidator(_plain_if_one)] = None
@@ -72,7 +75,7 @@ class DataSection(Section):
 
     def check_together(self) -> None:
         if (self.sft is None) != bool(self.blend) or (self.blend and self.corpus is None):
-            raise ValueError("set either corpus and blend, or sft")
+            raise Undecided("set either corpus and blend, or sft")
         if self.corpus is not None and len({*self.corpora}) < max(1, len(self.corpora)):
             raise ValueError("corpus: names no folder, or one twice")
         caps = self.max_epochs.values() if isinstance(self.max_epochs, dict) else [self.max_epochs]
@@ -111,13 +114,20 @@ _RECOMPUTE: dict[str | None, tuple[tuple[bool, ...], str]] = {
 class ParallelSection(Section):
     """Parallel sizes, overlap and recomputation; the world size over these sizes is the data-parallel size.
 
-    Stages are uneven if the first or last one is given its number of layers, or if embedding and loss count
-    as a layer each. Activation recomputation (Megatron-Core's `recompute_*`) is "full", of whole layers
-    ("block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
+    Each layer's matrices are divided among `tensor_model_parallel_size` processes, the layers among
+    `pipeline_model_parallel_size`, a sequence's tokens among `context_parallel_size`.
+    `virtual_pipeline_model_parallel_size` is how many interleaved chunks of layers a pipeline stage has.
+    Stages are uneven if `num_layers_in_first_pipeline_stage` or `num_layers_in_last_pipeline_stage` is given,
+    or if `account_for_embedding_in_pipeline_split` or `account_for_loss_in_pipeline_split` counts embedding
+    or loss as a layer. `sequence_parallel` divides activations between the matrices among the tensor-parallel
+    processes, `use_distributed_optimizer` optimizer state among data-parallel ones; `overlap_grad_reduce` and
+    `overlap_param_gather` hide the latter's communication behind computation.
+    Activation recomputation is "full" in `recompute_granularity`, of whole layers (`recompute_method`
+    "block": the first `recompute_num_layers` of a pipeline stage; "uniform": all, in units of that many), or
     "selective", of `recompute_modules`. `grad_reduce_in_fp32: false` accumulates and reduces gradients in
-    bf16. Overlapped tensor-parallel communication and the fused loss need a GPU and Transformer Engine.
-    `gradient_accumulation_fusion` (weight gradients added to their buffer within the GEMM) is used where both
-    are available.
+    bf16. Overlapped tensor-parallel communication (`tp_comm_overlap`) and the fused loss
+    (`cross_entropy_loss_fusion`) need a GPU and Transformer Engine. `gradient_accumulation_fusion` (weight
+    gradients added to their buffer within the GEMM) is used where both are available.
     """
 
     tensor_model_parallel_size: int = Field(ge=1)
@@ -187,11 +197,12 @@ class ParallelSection(Section):
 class PrecisionSection(Section):
     """Type of parameters and activations; gradients are accumulated, and AdamW computes, in fp32.
 
-    On a GPU Transformer Engine runs "fp32" GEMMs in TF32, with relative errors of about 3e-4.
-    `fp8` runs the layers' GEMMs in FP8: "hybrid" is E4M3 forward and E5M2 backward. Scaling factors come from
-    the maxima of past steps ("delayed"), of the current tensor ("tensorwise"), of 1 x 128 (activations,
-    gradients) and 128 x 128 (weights) blocks on Hopper ("blockwise"), or of 32 elements on Blackwell
-    ("mxfp8"). `first_last_layers_bf16` keeps layers at both ends in bf16. `fp8_param_gather` stores the
+    On a GPU Transformer Engine runs GEMMs of `params_dtype: fp32` in TF32, with relative errors of about
+    3e-4. `fp8` runs the layers' GEMMs in FP8: "hybrid" is E4M3 forward and E5M2 backward. By `fp8_recipe`
+    scaling factors come from the maxima of past steps ("delayed"), of the current tensor ("tensorwise"), of 1
+    x 128 (activations, gradients) and 128 x 128 (weights) blocks on Hopper ("blockwise"), or of 32 elements
+    on Blackwell ("mxfp8"). `first_last_layers_bf16` keeps `num_layers_at_start_in_bf16` and
+    `num_layers_at_end_in_bf16` layers in bf16. `fp8_param_gather` (Megatron-Core's `fp8_param`) stores the
     layers' weights in FP8 and all-gathers them in it. All FP8 settings need a GPU and Transformer Engine.
     """
 
@@ -220,6 +231,7 @@ class PrecisionSection(Section):
 class TrainSection(Section):
     """Token budget and batch; `train_tokens` is rounded up to whole steps, `train_epochs` is for SFT only.
 
+    A step is `global_batch_size` sequences of `seq_length` tokens, computed `micro_batch_size` at a time.
     `deterministic` makes a run reproducible bit for bit when it is repeated or resumed in the same layout on
     the same GPUs, at some cost in speed (train/process.py). On a CPU every run is reproducible.
     """
@@ -233,7 +245,7 @@ class TrainSection(Section):
 
     def check_together(self) -> None:
         if (self.train_tokens is None) == (self.train_epochs is None):
-            raise ValueError("set exactly one of train_tokens and train_epochs")
+            raise Undecided("set exactly one of train_tokens and train_epochs")
 
     @property
     def tokens_per_step(self) -> int:
@@ -253,8 +265,9 @@ class TrainSection(Section):
 class PhaseSection(Section):
     """What is different from the first step on that starts at or after `from_tokens` of the run.
 
-    What is not given stays as in the phase before. A `schedule` is counted from here to the next phase that
-    has one, or to the end, and `lr` and `min_lr` are its ends. `rotary_base` is for longer sequences
+    What is not given stays as in the phase before: `blend`, and of the batch `seq_length`, `micro_batch_size`
+    and `global_batch_size`. A `schedule` is counted from here to the next phase that has one, or to the end,
+    and `lr` and `min_lr` are its ends. `rotary_base` and `max_position_embeddings` are for longer sequences
     (arXiv 2309.16039).
     """
 
@@ -277,12 +290,16 @@ class PhaseSection(Section):
 
 
 class ValidationSection(Section):
-    """Loss on each named pool's validation split, every `interval` steps, at the end, and `at_start`."""
+    """Loss on the validation split of each pool in `sets`, every `interval` steps and at the end.
+
+    At most `samples` sequences of each set are read (None: all). With `at_start` also before the first step,
+    the loss of the starting weights.
+    """
 
     sets: tuple[str, ...] = ()
     interval: int | None = Field(default=None, gt=0)
-    samples: int | None = Field(default=None, gt=0)  # at most this many sequences of each set
-    # Before the first step too: the loss of the starting weights. Left out of manifests if not set.
+    samples: int | None = Field(default=None, gt=0)
+    # Left out of manifests if not set.
     at_start: bool = Field(default=False, exclude_if=lambda given: not given)
 
 
@@ -311,10 +328,11 @@ class CheckpointSection(Section):
 class FaultsSection(Section):
     """Non-finite gradients, loss spikes, diverged replicas and hangs (train/faults.py, train/process.py).
 
-    A step whose gradient is not finite is not applied on any rank: the run stops, or skips to the next batch.
-    `spike_sigma` skips a step whose loss or gradient norm is that many standard deviations above the mean of
-    the last `spike_window` steps. Replicas compare their weights every `replica_check_interval` steps. A
-    process that finishes no step, save or validation for `hang_timeout_seconds` dumps its stacks and exits.
+    A step whose gradient is not finite is not applied on any rank: by `non_finite` the run stops, or skips to
+    the next batch. `spike_sigma` skips a step whose loss or gradient norm is that many standard deviations
+    above the mean of the last `spike_window` steps. Replicas compare their weights every
+    `replica_check_interval` steps. A process that finishes no step, save or validation for
+    `hang_timeout_seconds` dumps its stacks and exits.
     """
 
     non_finite: Literal["stop", "skip"] = "stop"
@@ -325,12 +343,13 @@ class FaultsSection(Section):
 
 
 class LoggingSection(Section):
-    """Metrics and progress every `interval` steps, and where they are written in addition to `metrics.jsonl`.
+    """Metrics and progress every `interval` steps, and where they are written next to `metrics.jsonl`.
 
     `hardware` names the GPU (planner/data/hardware.yaml) whose bf16 peak is the denominator of MFU.
-    `wandb_project` needs the extra `wandb`. `loss_by_source` adds each pool's training loss. `profile_step`
-    writes torch.profiler's trace of that step on rank 0, `memory_snapshot_step` the CUDA allocator's history
-    of it (for pytorch.org/memory_viz), both to `.profile` in the run folder.
+    `tensorboard` writes to `.tensorboard` in the run folder; `wandb_project` needs the extra `wandb`.
+    `loss_by_source` adds each pool's training loss. `profile_step` writes torch.profiler's trace of that step
+    on rank 0, `memory_snapshot_step` the CUDA allocator's history of it (for pytorch.org/memory_viz), both to
+    `.profile`.
     """
 
     interval: int = Field(default=10, gt=0)
@@ -348,7 +367,10 @@ PhaseName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 class ExperimentConfig(Section):
     """One complete training run. `model` may be left out if the weights named in `init` have their shape.
 
-    With `phases` (config/phases.py) its sections are those of the first one, "main".
+    `name` is shown in logs and reports; `seed` decides random weights and the order of samples. `data` is
+    what the run reads and `train` how much of it; `optimizer` and `schedule` are how it learns, `parallel`
+    and `precision` how it is divided and computed. `validation`, `checkpoint`, `faults` and `logging` are
+    what happens on the way. With `phases` (config/phases.py) the sections are those of the first one, "main".
     """
 
     name: str = Field(min_length=1)

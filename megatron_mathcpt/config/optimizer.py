@@ -14,14 +14,16 @@ _Undecayed = Annotated[tuple[_Parameters, ...], AfterValidator(lambda names: tup
 class OptimizerSection(Section):
     """AdamW, or `name: muon` for the layers' matrices; `lr` and `min_lr` are the ends of the schedule.
 
-    `use_precision_aware_optimizer` allows optimizer state below fp32 (Transformer Engine's FusedAdam, which
-    needs parallel.use_distributed_optimizer): `main_params_dtype` is the type of the master weights,
-    `exp_avg_dtype` and `exp_avg_sq_dtype` are those of the moments.
-    `no_weight_decay` names what does not decay: norms and biases, as in Megatron-LM; also embeddings (and the
-    output layer, if it is tied to them), as in OLMo 2 (arXiv 2501.00656, section 3.2) and SmolLM3; [] is all.
-    Muon is Megatron-Core's (it needs the package emerging_optimizers): embeddings, output layer, norms and
-    biases keep AdamW, with the same rate; `muon_extra_scale_factor` 0.2 gives both about the same size of
-    update (arXiv 2502.16982). Query, key and value are matrices of their own. Plans count AdamW's memory.
+    `weight_decay`, `adam_beta1`, `adam_beta2` and `adam_eps` are AdamW's. Gradients are scaled down to a norm
+    of `clip_grad` (0: never). `use_precision_aware_optimizer` allows optimizer state below fp32 (Transformer
+    Engine's FusedAdam, which needs parallel.use_distributed_optimizer): `main_params_dtype` is the type of
+    the master weights, `exp_avg_dtype` and `exp_avg_sq_dtype` are those of the moments. `no_weight_decay`
+    names what does not decay: norms and biases, as in Megatron-LM; also embeddings (and the output layer, if
+    it is tied to them), as in OLMo 2 (arXiv 2501.00656, section 3.2) and SmolLM3; [] is all. Muon is
+    Megatron-Core's (it needs the package emerging_optimizers): embeddings, output layer, norms and biases
+    keep AdamW, with the same rate; `muon_extra_scale_factor` 0.2 gives both about the same size of update
+    (arXiv 2502.16982), `muon_momentum` is that of the matrices. Query, key and value are matrices of their
+    own. Plans count AdamW's memory.
     """
 
     name: Literal["adam", "muon"] = Field(default="adam", exclude_if=lambda name: bool(name == "adam"))
@@ -49,7 +51,12 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over the run, or from a phase on; fractions are of its tokens (see train/step.py)."""
+    """Learning rate over the run, or from a phase on; fractions are of its tokens (see train/step.py).
+
+    It rises from 0 over `lr_warmup_fraction` to `lr`, then follows `lr_decay_style` down to `min_lr` at the
+    end; "wsd" stays constant until the last `lr_wsd_decay_fraction`, over which it falls by
+    `lr_wsd_decay_style`.
+    """
 
     lr_decay_style: Literal["constant", "linear", "cosine", "wsd"]
     lr_warmup_fraction: float = Field(default=0.0, ge=0, lt=1)

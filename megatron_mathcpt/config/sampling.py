@@ -18,9 +18,10 @@ _OURS = {"model", "messages", "prompt", "max_completion_tokens", "response_forma
 class Sampling(Section):
     """Sampling settings of a server; what is null or empty is not sent.
 
-    `seed` is a number of ours for each draw, none, or one number for all. `n` choices are asked for and
-    paid for at once. `extra_body` is for what the server reads besides these. A request in flight counts as
-    n * max_tokens in the budget.
+    `temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `stop`, `reasoning_effort` and
+    `chat_template_kwargs` are sent as they are; a reply has at most `max_tokens`. `seed` is a number of ours
+    for each draw, none, or one number for all. `n` choices are asked for and paid for at once. `extra_body`
+    is for what the server reads besides these. A request in flight counts as n * max_tokens in the budget.
     """
 
     temperature: float | None = Field(ge=0)
@@ -62,11 +63,15 @@ class Sampling(Section):
 
 
 class Server(Section):
-    """One model at one or several OpenAI-compatible endpoints, `http://host:port/v1`, on any machines.
+    """One `model` at one or several OpenAI-compatible `endpoints`, `http://host:port/v1`, on any machines.
 
-    `key_variable` names the environment variable with the API key, which is never stored. Prices are in the
-    currency of your bill, per million tokens. `maximum_in_flight` is per endpoint. With `structured_output`
-    the server is given a JSON schema for replies with several parts.
+    `api` is what is asked there; `max_tokens_field` is the server's name for the limit of a reply.
+    `key_variable` names the environment variable with the API key, which is never stored. `prompt_price` and
+    `completion_price` are in the currency of your bill, per million tokens. `maximum_in_flight` is per
+    endpoint. With `structured_output` the server is given a JSON schema for replies with several parts. A
+    request may take `connect_timeout_seconds` to connect, `read_timeout_seconds` between two parts of a reply
+    and `total_timeout_seconds` in all; it is sent up to `attempts` times, after waits that double from
+    `first_wait_seconds` to `maximum_wait_seconds`. A reply of more than `maximum_response_bytes` is refused.
     """
 
     model: str = Field(min_length=1)

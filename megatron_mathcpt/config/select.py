@@ -16,10 +16,10 @@ class Select(Section):
 
     `complete`: the question is not cut and refers to no missing figure or table, and the solution is not cut
     and reaches the answer: our statement of the study's selection "by completeness", whose rule is unknown.
-    `stage` is the record's own school stage or, without one, what the question and its source's name show;
-    if they do not, it is `stage_unknown`. `sources` are names of the record's `source`. `difficulty` is a
-    level of `records.DIFFICULTIES`, which the report's groups have too; `min_steps` and `max_steps` are other
-    bounds.
+    `stage` is the record's own school stage or, without one, what the question and its source's name show; if
+    they do not, it is `stage_unknown`. `language` and `sources` are the record's `language` and names of its
+    `source`. `difficulty` is a level of `records.DIFFICULTIES`, which the report's groups have too;
+    `min_steps` and `max_steps` are other bounds.
     """
 
     complete: bool = False

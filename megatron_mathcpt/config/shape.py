@@ -35,8 +35,12 @@ def padded_vocab_size(vocab_size: int) -> int:
 class RopeScaling(Section):
     """A scaling of the rotary frequencies for long contexts, with transformers' names and formulas.
 
-    `longrope` has one set of factors up to the original context and one beyond it, chosen by the length of
-    the sequences. Kinds that change the frequencies from token to token (`dynamic`) are not supported.
+    The kind is `rope_type`. `factor` is how many times longer contexts are than
+    `original_max_position_embeddings` tokens. `low_freq_factor` and `high_freq_factor` are llama3's (None:
+    Llama 3.1's); `beta_fast`, `beta_slow`, `mscale`, `mscale_all_dim` and `truncate` are yarn's, and
+    `attention_factor` also longrope's (None: by the formula). longrope has one set of factors up to the
+    original context (`short_factor`) and one beyond it (`long_factor`), chosen by the length of the
+    sequences. Kinds that change the frequencies from token to token (`dynamic`) are not supported.
     """
 
     rope_type: Literal["llama3", "linear", "yarn", "longrope"] = Field(
@@ -73,11 +77,15 @@ class RopeScaling(Section):
 class DecoderShape(Section):
     """What determines the parameters and the forward pass of a decoder; the names are `TransformerConfig`'s.
 
-    Left out, `num_query_groups` means one per attention head, `kv_channels` means
-    `hidden_size / num_attention_heads`, and `vocab_size` means the tokenizer's. Biases and norms are those of
-    the `family`, a `model_type` of transformers. With a `window_size` a token sees that many keys, itself
-    included; `window_attn_skip_freq` and `no_rope_freq` have a 1 for each layer with such a window (left out:
-    all have it) and for each without rotary embedding (left out: none).
+    Each of `num_layers` has `num_attention_heads` of `kv_channels` (None: `hidden_size` over the heads),
+    `num_query_groups` heads of keys and values (None: one per head) and an MLP of `ffn_hidden_size` channels.
+    `vocab_size` (None: the tokenizer's) is padded to a multiple of 128; `share_embeddings_and_output_weights`
+    ties embedding and output layer. `max_position_embeddings` is the longest sequence in tokens,
+    `rotary_base` the base of the rotary angles, which `rope_scaling` changes. `layernorm_epsilon` is added in
+    RMSNorm; `init_method_std` is the deviation of random weights. Biases and norms are those of the `family`,
+    a `model_type` of transformers. With a `window_size` a token sees that many keys, itself included (None:
+    all before it); `window_attn_skip_freq` and `no_rope_freq` have a 1 for each layer with such a window
+    (left out: all have it) and for each without rotary embedding (left out: none).
     """
 
     num_layers: int = Field(gt=0)

@@ -16,11 +16,6 @@ config, with every field that was set or moved marked.
 `from` at the top names another study: this file has its rows, below an `out` of its own, and what differs. A
 row of the same name adds to the row's `set`, or replaces the row if it has `file` or `from`; null removes a
 row or a section; scales are not taken over. So configs/public has the rows of configs/paper on other data.
-
-`averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of: [RUN], last: 3}` of its
-newest checkpoints. `models` are models of others, which are only scored; configs/paper/baselines.yaml has
-these alone.
-`microanneals` and `mixtures` are many runs each (config/data_search.py); configs/recipes/study.yaml has both.
 """
 
 from pathlib import Path
@@ -30,12 +25,16 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from megatron_mathcpt.config.base import Section, Tree, build_config, read_tree
 from megatron_mathcpt.config.data_search import Microanneal, Mixture, Name
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats.benchmark import STUDY_SETS
 
 
 class Row(Section):
-    """One config, as changes to a complete file or to another row."""
+    """One config, as changes to a complete `file` or to another row, `from`.
+
+    `set` maps full field paths to values.
+    """
 
     file: Path | None = None
     from_: Name | None = Field(default=None, alias="from")
@@ -58,13 +57,13 @@ class CorpusRow(Row):
 
 
 class AddedRow(Row):
-    """A row in a file of its own, for `--add`."""
+    """A row in a file of its own, for `--add`; `name` is that of the run."""
 
     name: Name
 
 
 class AverageRow(Section):
-    """The mean of the weights of runs, or of the newest `last` checkpoints of one (checkpoint/average.py)."""
+    """The mean of the weights `of` runs, or the newest `last` checkpoints of one (checkpoint/average.py)."""
 
     of: tuple[Name, ...] = Field(min_length=1)
     last: int | None = Field(default=None, ge=2)
@@ -83,7 +82,10 @@ class CorporaNode(Section):
 
 
 class SynthesisNode(Section):
-    """The synthesis run, in `shards` stages. `scripted` replaces its servers by a stub, at no cost."""
+    """The synthesis run, in `shards` stages. `scripted` replaces its servers by a stub, at no cost.
+
+    `file` is its complete config, `set` maps full field paths to values.
+    """
 
     file: Path
     shards: int = Field(default=1, ge=1, le=10_000)
@@ -95,7 +97,7 @@ class ModelRow(Section):
     """A model that is only scored: the Hugging Face folder `hf`, or without one the hub's `hub`.
 
     Without the folder a dry run takes the planner's `shape` (None: the row's name), or `size` in billions.
-    Further fields override those of `evaluation`.
+    `tensor_model_parallel_size` and `chat` override those of `evaluation`.
     """
 
     hf: Path | None = None
@@ -107,14 +109,16 @@ class ModelRow(Section):
 
     def check_together(self) -> None:
         if not (self.hf or self.hub):
-            raise ValueError("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
+            raise Undecided("give hf, a folder, or hub, an id as ORGANIZATION/NAME")
 
 
 class EvaluationNode(Section):
-    """Which runs are scored (None: all; models always are), and how: settings of config/evaluation.py.
+    """Which `runs` are scored (None: all; models always are), and how: settings of config/evaluation.py.
 
     `sets` are sets of `--benchmarks` (none given: the study's), `benchmark_limit` is the items of each.
     `shots`, a number or one for each set, are the worked examples of a second form; the higher one counts.
+    `max_new_tokens`, `batch_size` (sequences), `chat`, `backend`, `tensor_model_parallel_size` and
+    `data_parallel_size` are as there.
     """
 
     runs: tuple[str, ...] | None = None
@@ -141,7 +145,7 @@ class EvaluationNode(Section):
 
 
 class ReportNode(Section):
-    """Pairs BASELINE:CANDIDATE whose difference is tested; `study` adds those of arXiv 2501.14002."""
+    """Pairs BASELINE:CANDIDATE (`comparisons`) that are tested; `study` adds those of arXiv 2501.14002."""
 
     comparisons: tuple[str, ...] = ()
     study: bool = False
@@ -150,8 +154,9 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
-    `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
+    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures` and `evaluation` replace the study's. `set`
+    applies to the complete file of every run, before its row's own changes. An entry of `runs` or `corpus`
+    changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
 
     out: Path
@@ -166,7 +171,15 @@ class Scale(Section):
 
 
 class StudyFile(Section):
-    """The file itself; `variants` are runs that are trained only if they are named, `models` only scored."""
+    """The file itself, the study `name`; `variants` are runs that are trained only if they are named.
+
+    `out` is the folder of results. `corpora` makes raw pools, `corpus` has builds, `synthesis` makes records.
+    `runs` are trained; `averages` are means of weights, scored as runs are: `{of: [RUN, RUN]}`, or `{of:
+    [RUN], last: 3}` of its newest checkpoints. `models` are models of others, which are only scored;
+    configs/paper/baselines.yaml has these alone. `microanneals` and `mixtures` are many runs each
+    (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
+    `report` what is compared; `scale` has other sizes by name.
+    """
 
     name: Name
     out: Path
@@ -185,7 +198,7 @@ class StudyFile(Section):
 
     def check_together(self) -> None:
         if not (self.runs or self.models):
-            raise ValueError("runs: give runs to train, or models to score")
+            raise Undecided("runs: give runs to train, or models to score")
         names = [*self.runs, *self.variants, *self.averages, *self.models]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"runs, variants, averages, models: two are named {twice[0]}; rename one")

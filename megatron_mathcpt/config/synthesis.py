@@ -12,6 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from megatron_mathcpt.config.base import Section
+from megatron_mathcpt.config.mistakes import Undecided
 from megatron_mathcpt.config.sampling import Sampling, Server
 from megatron_mathcpt.config.select import Select
 from megatron_mathcpt.records import Language, Problem
@@ -19,7 +20,16 @@ from megatron_mathcpt.records import Language, Problem
 Layout = Literal["prose", "tags"]
 
 
-class ResponseDiversification(Section):
+class _Method(Section):
+    """What methods have in common.
+
+    `server` is a name under `servers`, asked with `sampling`, `samples` times a seed. `layout` of a record's
+    text is prose, or the parts of a reply in tags. No two solutions of a seed are more similar than
+    `maximum_similarity` of words and `maximum_operation_similarity` of operations.
+    """
+
+
+class ResponseDiversification(_Method):
     """Two further solutions of the seed's question, of which no two are more similar than these maxima.
 
     Similarity is between 0 and 1: of the words, and of the operations that the solutions compute with or name
@@ -34,13 +44,14 @@ class ResponseDiversification(Section):
     maximum_operation_similarity: float = Field(default=1.0, ge=0, le=1)
 
 
-class QueryExpansion(Section):
+class QueryExpansion(_Method):
     """Two new questions with solutions, confirmed by independent solutions.
 
     `filter` says what decides: `check`, the server's own check alone, as in the study (S, P*), or `agreement`
-    too: `solver` solves each new question `solutions` times, and at least `agreeing` of these must reach the
-    answer that was generated with the question. With `check`, a given solver is only counted, so that one run
-    has the yield of both. `difficulty` asks for questions of more or fewer steps than the seed.
+    too: `solver`, a server asked with `solver_sampling`, solves each new question `solutions` times, and at
+    least `agreeing` of these must reach the answer that was generated with the question. With `check`, a
+    given solver is only counted, so that one run has the yield of both. `difficulty` asks for questions of
+    more or fewer steps than the seed.
     """
 
     server: str
@@ -79,14 +90,15 @@ class RetrospectiveEnhancement(Section):
     next_step: bool = False
 
 
-class TutorshipAmplification(Section):
+class TutorshipAmplification(_Method):
     """A student attempts, a teacher judges and corrects.
 
-    The student attempts until mathematics calls an attempt wrong, at most `attempts` times, and several
-    students take turns. An attempt that is right is dropped, or kept, with the teacher's check, as a record
-    of a confirmed solution. `check: steps` has the teacher judge each step before its verdict; `reference`
-    shows it the seed's answer or solution. The study names none of these choices: its records of 1,164 tokens
-    suggest a check in writing, its 0.85 records a seed several attempts or right ones kept (I).
+    `student` and `teacher` are servers, asked with `student_sampling` and `teacher_sampling`. The student
+    attempts until mathematics calls an attempt wrong, at most `attempts` times, and several students take
+    turns. An attempt that is right is dropped, or kept, with the teacher's check, as a record of a confirmed
+    solution (`right_attempts`). `check: steps` has the teacher judge each step before its verdict;
+    `reference` shows it the seed's answer or solution. The study names none of these choices: its records of
+    1,164 tokens suggest a check in writing, its 0.85 records a seed several attempts or right ones kept (I).
     """
 
     student: str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -114,7 +126,11 @@ Method = ResponseDiversification | QueryExpansion | RetrospectiveEnhancement | T
 
 
 class Methods(Section):
-    """The methods to run; leave out the others."""
+    """The methods to run; leave out the others.
+
+    `response_diversification` and `query_expansion` ask one server for more solutions and new questions,
+    `tutorship_amplification` a student and a teacher; `retrospective_enhancement` asks none.
+    """
 
     response_diversification: ResponseDiversification | None = None
     query_expansion: QueryExpansion | None = None
@@ -138,11 +154,11 @@ class Verification(Section):
 
 
 class Budget(Section):
-    """Where to stop. Tokens and cost are hard limits over all methods of one shard.
+    """Where to stop. `maximum_tokens` and `maximum_cost` are hard limits over all methods of one shard.
 
-    `accepted_tokens` and `seeds` limit each method, so that methods can be compared at equal budgets;
-    they are divided evenly among shards. A run of a few seeds is a trial, whose replies a larger one reuses.
-    What a budget stopped is complete as configured: its title says so, and its exit status is 0.
+    `accepted_tokens` and `seeds` limit each method, so that methods can be compared at equal budgets; they
+    are divided evenly among shards. A run of a few seeds is a trial, whose replies a larger one reuses. What
+    a budget stopped is complete as configured: its title says so, and its exit status is 0.
     """
 
     maximum_tokens: int | None = Field(default=None, gt=0)
@@ -181,13 +197,15 @@ class Seeds(Section):
 
 
 class SynthesisConfig(Section):
-    """One synthesis run. `tokenizer` is a tokenizer.json; without one tokens are estimated from bytes.
+    """One synthesis run, `name`: `methods` ask `servers` about `seeds` until a `budget` ends.
 
-    With a repair turn, a server whose reply is malformed is asked once more, with what was wrong. What a
-    thinking model writes before its reply is never part of a solution; `reasoning: keep` stores it as
-    `extra.reasoning` of the records. `prompts` is a folder of prompt files in place of the package's of the
-    same name. `examples` are worked examples for prompts, by METHOD or METHOD.ROLE: the prompt's variables,
-    `reply`, and `language` if not en.
+    `seed` decides what is drawn, `verification` which records are kept. `tokenizer` is a tokenizer.json;
+    without one tokens are estimated from bytes. With `repair_turns` 1, a server whose reply is malformed is
+    asked once more, with what was wrong. What a thinking model writes before its reply is never part of a
+    solution; `reasoning: keep` stores it as `extra.reasoning` of the records. `prompts` is a folder of prompt
+    files in place of the package's of the same name. `examples` are worked examples for prompts, by METHOD or
+    METHOD.ROLE: the prompt's variables, `reply`, and `language` if not en. `concurrency` is how many draws
+    are worked on at once, `progress_seconds` the time between lines of progress.
     """
 
     name: str = Field(min_length=1)
@@ -234,7 +252,7 @@ class SynthesisConfig(Section):
             if server not in self.servers:
                 raise ValueError(f"methods.{where}: no server '{server}' under servers")
         if not self.chosen:
-            raise ValueError("methods: none given; give at least one of the four")
+            raise Undecided("methods: none given; give at least one of the four")
         self._check_draws()
         for name, examples in self.examples.items():
             for number, one in enumerate(examples):

@@ -141,7 +141,7 @@ def _check_run(study: Study, name: str, processes: int | None) -> None:
         check_passes(config, available)
         check_continued(config, available, _read_before(study, config))
     except ConfigError as error:
-        raise ConfigError(f"runs.{name}: {error}") from error
+        raise ConfigError(f"runs.{name}", error.problems) from error
 
 
 def _read_before(study: Study, config: ExperimentConfig) -> Counter[str]:

@@ -39,7 +39,7 @@ def test_yaml_1_2_numbers_and_overrides_and_the_resolved_yaml_reads_back_equal(t
     ("text", "override", "message"),
     [
         (GOOD, "optimizer.learning_rte=1", r"learning_rte: unknown key; did you mean 'learning_rate'\?"),
-        (GOOD, "seed='3'", r"seed: Input should be a valid integer \(found '3'\)"),
+        (GOOD, "seed='3'", r"seed: expected a whole number, found \"3\""),
         (GOOD, "seed.x=3", "'seed' is not a section"),
         (GOOD, "seed", "expected section.field=value"),
         (GOOD, "a." * 2000 + "b=1", "is not a full field path"),

@@ -56,7 +56,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
 )
 def test_what_cannot_run_names_its_field(overrides: list[str], world_size: int, named: str) -> None:
     config = load_config(BASE, ExperimentConfig, overrides)
-    with pytest.raises(ConfigError, match=f"^{named}"):
+    with pytest.raises(ConfigError, match=f"(?m)^(  )?{named}"):
         check_experiment(config, world_size)
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_run_names_its_field(overrides: list[str], world_size: int, 
         ("parallel.recompute_granularity=selective", "selective needs recompute_modules"),
         ("parallel.recompute_num_layers=1", "no effect without recompute_granularity"),
         ("precision.fp8=hybrid", "fp8 needs fp8_recipe"),
-        ("faults.spike_window=3", "faults.spike_window: Input should be greater than or equal to 4"),
+        ("faults.spike_window=3", "faults.spike_window: expected a whole number of at least 4, found 3"),
         ("precision.fp8_recipe=delayed", "no effect without fp8"),
         ("precision={params_dtype: fp32, fp8: e4m3, fp8_recipe: delayed}", "fp8 needs params_dtype: bf16"),
         (f"{DELAYED}, first_last_layers_bf16: true}}", "delayed scaling runs all layers in FP8"),

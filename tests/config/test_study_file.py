@@ -135,7 +135,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"optimizer.lr": "1"}}}},
-            "runs.a: optimizer.lr: Input should",
+            'runs.a: optimizer.lr: expected a number above 0, found "1"',
         ),
         (
             {"runs": {"a": {"file": "one.yaml", "set": {"seed.x": 1}}}},
@@ -163,7 +163,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ({"averages": {"soup": {"of": ["two", "two"]}}}, "averages.soup: of: names a run twice"),
         ({"models": {"raw": {"hf": "x"}}}, "raw: another stage has this folder"),
         ({"models": {"other": {"size": 7}}}, "models.other: give hf, a folder, or hub"),
-        ({"models": {"other": {"hub": "x"}}}, "models.other.hub: String should match"),
+        ({"models": {"other": {"hub": "x"}}}, "models.other.hub: expected text that matches"),
         ({"runs": {}}, "runs: give runs to train, or models to score"),
         (
             {"evaluation": {"max_new_tokens": 8, "shots": {"gsm8k": 8, "mth": 4}}},
@@ -171,7 +171,7 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ),
         (
             {"evaluation": {"max_new_tokens": 8, "backend": "openai"}},
-            "evaluation.backend: Input should be 'auto', 'hf', 'vllm' or 'megatron'",
+            'evaluation.backend: expected auto or hf or vllm or megatron, found "openai"',
         ),
         ({"variants": {"wide": {"from": "tow"}}}, "runs.wide: no row 'tow'"),
         ({"runs": {"a": {"file": "one.yaml", "set": {"name": "b"}}}}, "set.name: a row is named by its key"),

@@ -130,7 +130,7 @@ def test_nothing_is_fused_with_local_layers() -> None:
     [
         ("precision.fp8=e4m3", "fp8 needs fp8_recipe"),
         ("precision.fp8_recipes=blockwise", "unknown key; did you mean 'fp8_recipe'"),
-        ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: Input should be a valid boolean"),
+        ("parallel.grad_reduce_in_fp32=0", "grad_reduce_in_fp32: expected true or false, found 0"),
         ("parallel.tensor_model_parallel_size=2", "not a setting of a search; take one of precision"),
         ("optimizer.lr=1e-4", "not a setting of a search"),
         (f"{SMALL[0]} parallel.use_distributed_optimizer=false", "needs parallel.use_distributed_optimizer"),
