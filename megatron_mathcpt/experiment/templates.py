@@ -15,6 +15,7 @@ from megatron_mathcpt import config
 from megatron_mathcpt.config.base import read_tree, set_field
 from megatron_mathcpt.config.corpus import Source
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.config.reference import write_schema
 from megatron_mathcpt.config.weight_map import check_weights
 from megatron_mathcpt.data.corpora import evaluation_item, split_problems
 from megatron_mathcpt.data.problems import ProblemMix
@@ -36,6 +37,7 @@ from megatron_mathcpt.records import JsonObject, Problem, flat_row
 Values = dict[str, JsonObject]  # by template: its fields by full path
 TEMPLATES = Path(*config.__path__) / "templates"
 _PARTS = {"_corpus": "corpus", "_run": "experiment"}  # of a study: ends of its files' names, and templates
+_SCHEMA = ".schemas/{}.json"  # of a kind, next to a new file, for editors
 _HELD_OUT = ProblemMix(evaluation_problems={"en": 30, "zh": 30})
 _MOST_READ = 10_000_000  # tokens of data that are counted
 _STEPS, _PASSES = 16, 4  # at least, by smaller steps; at most, the template's max_epochs
@@ -43,7 +45,7 @@ _logger = get_logger(__name__)
 
 
 def write_new(kind: str, file: Path, values: Values, *, again: bool = False) -> None:
-    """Write the template `kind` as `file`, and the complete files that a study names next to it.
+    """Write the template `kind` as `file`, the complete files that a study names next to it, and schemas.
 
     Raises `ConfigError` if a file is there; `again` accepts those with the same text.
     """
@@ -56,6 +58,7 @@ def write_new(kind: str, file: Path, values: Values, *, again: bool = False) -> 
             changed = f"differs from what would be written; give another folder, or `mathcpt run {file}`"
             raise ConfigError(f"{path}: {changed if again else why}")
     for path, text in texts.items():
+        write_schema(kinds[path], file.parent / _SCHEMA.format(kinds[path]))
         write_atomically(path, text)
 
 
@@ -68,7 +71,8 @@ def _filled(path: Path, kind: str, values: JsonObject) -> bytes:
     for field, value in values.items():
         set_field(tree, field, value, kind)
     yaml.dump(tree, buffer)
-    return buffer.getvalue().replace("FILE", str(path)).replace("study_", f"{path.stem}_").encode()
+    text = buffer.getvalue().replace("FILE", str(path)).replace("study_", f"{path.stem}_")
+    return f"# yaml-language-server: $schema={_SCHEMA.format(kind)}\n{text}".encode()
 
 
 def _table(name: str) -> JsonObject:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.main import build_app
@@ -54,6 +55,9 @@ def test_a_new_config_is_complete_as_it_is(kind: str, tmp_path: Path) -> None:
     assert f"{file}: written" in mathcpt("new", kind, file)
     load_config(file, MODELS[kind])
     text = file.read_text()
+    head, schema = text.split("\n", 1)[0], tmp_path / ".schemas" / f"{kind}.json"
+    assert head == f"# yaml-language-server: $schema=.schemas/{kind}.json"
+    assert {*YAML(typ="safe").load(text)} <= {*json.loads(schema.read_text())["properties"]}
     assert all(" # " in line for line in text.splitlines() if "DECIDE" in line and not line.startswith("#"))
     assert ("PATH/TO/" in text) and ("DECIDE" in text)
     file.write_text(text.replace("\nname:", "\nnmae:"))
