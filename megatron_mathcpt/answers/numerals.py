@@ -260,9 +260,8 @@ def repeating_decimals(text: str) -> str:
     marked = r"\\dot\s*\{(\d)\}(\d{0,20})\\dot\s*\{(\d)\}|\\(?:overline|dot|bar)\s*\{(\d{1,20})\}"
     marked += r"|\((\d{1,20})\)(?![\w^(])"
     text = re.sub(rf"(?<![\d.])(\d{{1,20}})\.(\d{{0,20}})(?:{marked})(?!\d)(?:\s*\\dots)?", _period, text)
-    text = re.sub(
-        r"(\d{1,20})\.(\d)\s*\(?的?(?:repeating|recurring|循环(?:小数)?)\)?", r"\1.\2\2\2\\dots", text
-    )
+    once = r"(\d{1,20})\.(\d)\s*\(?的?(?:repeating|recurring|循环(?:小数)?)\)?"
+    text = re.sub(once, r"\1.\2\2\2\\dots", text)
     return re.sub(r"(?<![\d.])(\d{1,20})\.(\d{2,40})\s*\\dots(?!\s*[\d+])", _goes_on, text)
 
 

@@ -26,8 +26,7 @@ _TOKENS = {"begin", "eos_id", "end_ids", "bos_id", "tokenizer", "base"}
 def average(given: Sequence[Path], out: Path, last: int | None = None) -> list[Path]:
     """Write the mean of the chosen checkpoints of `given`, or of the newest `last` of one run, to `out`.
 
-    Returns the checkpoints. Raises a `MathCptError` if they are fewer than two, one twice, of different
-    shapes or tokenizers, or if `out` is another folder; one that is complete is left alone.
+    Returns the checkpoints, also if `out` is complete and left alone.
     """
     paths = _chosen(given, last)
     parents, inputs = [folders.checkpoint_manifest(path) for path in paths], dict[str, str]()

@@ -107,16 +107,19 @@ def import_from_hf(
     if tokenizer is not None:
         new_rows, shape = extend(folder, tokenizer, shape)
         inputs["tokenizer"] = hash_file(tokenizer / tokenizers.FILE)
+    if is_complete(out, "checkpoint", inputs=inputs, config={"model": shape.model_dump(mode="json")}):
+        return _found(checkpoint_manifest(out))  # without torch, which takes seconds to load
+    from megatron_mathcpt.cpu import use_cpu
 
-    def write(writing: Path) -> float | None:  # here, as torch takes seconds to load
-        from megatron_mathcpt.cpu import use_cpu
+    use_cpu()  # before the first import of Megatron-Core
+    from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
+    from megatron_mathcpt.checkpoint.load import CheckpointWeights
 
-        use_cpu()  # before the first import of Megatron-Core
-        from megatron_mathcpt.checkpoint.huggingface import compare_logits, hf_weights, write_checkpoint_files
-        from megatron_mathcpt.checkpoint.load import CheckpointWeights
+    source = hf_weights(folder, new_rows)  # refused before anything is begun
 
+    def write(writing: Path) -> float | None:
         with writing_of(folder, writing):
-            write_checkpoint_files(hf_weights(folder, new_rows), shape, writing)
+            write_checkpoint_files(source, shape, writing)
             written = CheckpointWeights(writing, shape)
             return compare_logits(written, shape, folder, new_rows) if verify else None
 

@@ -83,8 +83,6 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "getattr"): _member,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
-
-
 # By which Python before 3.11.4 wrote the enumerations in Megatron-LM's arguments.
 _OLDER_NAMES: list[Any] = [
     (_member, "builtins.getattr"),

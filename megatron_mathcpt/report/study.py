@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from megatron_mathcpt.config.base import Section, load_config
+from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Comparison, Pair
 from megatron_mathcpt.report.read import Run
@@ -110,7 +111,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
 
 def judge(
     pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison | BitsComparison]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
@@ -129,7 +130,7 @@ def judge(
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
-def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> JsonObject:
     """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces."""
     accuracy = judge(pairs, where, comparisons)
     bits = judge(pairs, where, [row.bits for row in comparisons if row.bits])
