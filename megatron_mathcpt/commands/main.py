@@ -117,11 +117,7 @@ def print_json(value: object) -> bool:
 
 
 def print_table(
-    headings: Sequence[str],
-    rows: Iterable[Row],
-    title: str | None = None,
-    *,
-    bare: bool = False,
+    headings: Sequence[str], rows: Iterable[Row], title: str | None = None, *, bare: bool = False
 ) -> None:
     """Print a table with columns of numbers right-aligned; a `bare` one has no frame.
 

@@ -116,9 +116,7 @@ def from_hf(
     _show(out, import_from_hf(folder, out, tokenizer, verify=verify))
 
 
-@verb(
-    "from-megatron", conversion, example="mathcpt convert from-megatron iter_0001000 --out checkpoints/base"
-)
+@verb("from-megatron", conversion, example="mathcpt convert from-megatron megatron --out checkpoints/back")
 def from_megatron(
     folder: Annotated[Path, Argument(help="iter_* folder (torch_dist), its parent, or NeMo's")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],

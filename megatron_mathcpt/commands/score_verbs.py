@@ -132,10 +132,7 @@ def _show_scores(results: dict[str, Any]) -> None:
     print_table(headings, rows, bare=True)
 
 
-@verb(
-    "contamination",
-    example="mathcpt contamination scores/mine --documents raw --task heldout=heldout.jsonl",
-)
+@verb("contamination", example="mathcpt contamination scores/mine --documents raw --task own=own.jsonl")
 def contamination(
     *,
     evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
