@@ -62,7 +62,8 @@ def is_first_process() -> bool:
 
 def progress(done: float, total: float, unit: str, before: float = 0, seconds: float = 0) -> str:
     """Format `45 of 180 MB, 15.0 MB/s, 0:09 left`; `before` was done when the `seconds` began."""
-    text = f"{done:,.0f} of {total:,.0f} {unit}"
+    form = ",.0f" if total >= 10 or total == int(total) else ",.2f"
+    text = f"{done:{form}} of {total:{form}} {unit}"
     # What an earlier, interrupted process did must not count in the rate.
     if done <= before or not seconds:
         return f"{text}, after {clock(seconds)}" if seconds else text

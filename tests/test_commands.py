@@ -202,7 +202,8 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     first, second = (CliRunner().invoke(build_app(), words, env={"RANK": rank}) for rank in ("0", "1"))
     shown = [" ".join(line.split()) for line in first.stdout.splitlines()]
     assert shown[0] == "base2"
-    assert shown[-7:] == [
+    assert shown[-1] == f"Scores and answers: {tmp_path}"
+    assert shown[-8:-1] == [
         "sums 50.00 47.3 to 52.7 3 0.812 0.1",
         "pass@4 75.00 72.5 to 77.5",
         "sums_few_shot 25.00 22.8 to 27.4 0 0.812 10.0",
@@ -213,7 +214,7 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     ]
     results |= {"tasks": {"sums": row | draws}, "aggregates": {}}
     alone = CliRunner().invoke(build_app(), words, env={"RANK": "0"}).stdout.splitlines()
-    found = [" ".join(line.split()) for line in alone[-2:]]
+    found = [" ".join(line.split()) for line in alone[-3:-1]]
     assert found == ["sums 50.00 47.3 to 52.7 3 0.812 0.1", "pass@4 75.00 72.5 to 77.5"]
     assert (second.exit_code, second.stdout) == (0, "")
     # 0 of 4 and 4 of 4 are not certain: a Wilson interval ends, and begins, at 1 / (1 + 1.96² / 4) = 51.0 %
@@ -224,7 +225,7 @@ def test_under_torchrun_only_the_first_process_prints_the_scores(
     assert shown[4].split()[:5] == ["all", "100.00", "51.0", "to", "100.0"]
     done = CliRunner().invoke(build_app(), [*words.split(), "--json"])
     (table,), said = map(json.loads, done.stdout.splitlines()), done.stderr.splitlines()
-    assert said == ["base2"]
+    assert said == ["base2", f"Scores and answers: {tmp_path}"]
     assert [row["accuracy in %"] for row in table["rows"]] == [0, 100]
     assert table["rows"][0]["95% interval"] == [0, pytest.approx(100 * 1.959964**2 / (4 + 1.959964**2))]
 

@@ -74,5 +74,6 @@ def test_progress_and_cells_by_hand() -> None:
     assert progress(45, 180, "MB", seconds=3) == "45 of 180 MB, 15.0 MB/s, 0:09 left"
     assert progress(45, 180, "MB", before=15, seconds=3) == "45 of 180 MB, 10.0 MB/s, 0:14 left"
     assert progress(0, 3, "tasks", seconds=72) == "0 of 3 tasks, after 1:12"
+    assert progress(0.02, 0.061, "MB") == "0.02 of 0.06 MB"
     assert (figure(1234.5, ",.2f"), figure(1234.5, ",.2f").value) == ("1,234.50", 1234.5)
     assert (figure(float("nan"), ".2f"), Cell((1, 2), "1 : 2").value) == ("–", (1, 2))

@@ -234,7 +234,7 @@ def _show_quality(summary: "JsonObject", title: str) -> None:
             echo("\n".join(parts[:_MOST_LINES] + ["…"] * (len(parts) > _MOST_LINES)))
 
 
-@verb("pack-sft", example="mathcpt pack-sft corpora/mine problem_solving --seq-length 4096 --out sft")
+@verb("pack-sft", example="mathcpt pack-sft corpora/mine own --seq-length 4096 --out corpora/mine_sft")
 def pack_sft(
     corpus: Annotated[Path, Argument(help="corpus folder")],
     pool: Annotated[str, Argument(help="pool of problems or chats")],
@@ -272,7 +272,7 @@ def _screen(folder: Path, most: int = 0) -> "Screen":
     return Screen(folder, most)
 
 
-@verb("show", inspect, example="mathcpt inspect show corpora/mine --source mine --limit 3")
+@verb("show", inspect, example="mathcpt inspect show corpora/mine --source own --limit 3")
 def show_documents(
     folder: Folder,
     pool: Pool = None,

@@ -71,7 +71,7 @@ class Tokenizing:
         return files, {keys[0]: self.out}
 
 
-@verb("tokenize", example="mathcpt tokenize my.jsonl --tokenizer models/base --out datasets/mine")
+@verb("tokenize", example="mathcpt tokenize texts.jsonl --tokenizer models/base --out tokens/web")
 def tokenize(
     files: Annotated[
         list[str] | None, Argument(help="what a corpus build reads: files, folders, globs; joined in order")
@@ -92,7 +92,7 @@ def tokenize(
         echo(f"{prefix}: {found}")
 
 
-@verb("adopt", example="mathcpt adopt web=datasets/mine --tokenizer models/base --out corpora/mine")
+@verb("adopt", example="mathcpt adopt web=tokens/web --tokenizer models/base --out corpora/adopted")
 def adopt(
     pools: Annotated[
         list[str] | None, Argument(metavar="POOL=PREFIX", help="prefixes of .bin and .idx to train on")

@@ -34,18 +34,8 @@ SECTIONS = {
     "Scores": ("evaluate", "contamination", "compare", "report", "status", "trace"),
     "Experiments": ("show", "dry-run", "run", "submit", "mixture"),
 }
-TABLES = {
-    "download",
-    "corpora",
-    "build",
-    "synthesize",
-    "dropped",
-    "adopt",
-    "plan",
-    "evaluate",
-    "contamination",
-}
-TABLES |= {"compare", "report", "status", "record", "step", "dry-run", "run", "submit"}
+TABLES = {"download", "corpora", "build", "synthesize", "dropped", "adopt", "plan", "evaluate", "report"}
+TABLES |= {"contamination", "compare", "status", "record", "step", "dry-run", "run", "submit"}
 Row = Sequence[str | float | None]  # of a table
 _PIPED_WIDTH = 140  # without a terminal rich assumes 80 columns
 # A wrong command line, for which typer has no public name.
@@ -127,11 +117,7 @@ def print_json(value: object) -> bool:
 
 
 def print_table(
-    headings: Sequence[str],
-    rows: Iterable[Row],
-    title: str | None = None,
-    *,
-    bare: bool = False,
+    headings: Sequence[str], rows: Iterable[Row], title: str | None = None, *, bare: bool = False
 ) -> None:
     """Print a table with columns of numbers right-aligned; a `bare` one has no frame.
 

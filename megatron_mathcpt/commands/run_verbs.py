@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from typer import Argument, Option, echo
 
-from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_table, verb
+from megatron_mathcpt.commands.main import Hardware, Overrides, Pairs, group, print_json, print_table, verb
 from megatron_mathcpt.commands.score_verbs import print_report
 from megatron_mathcpt.errors import ConfigError, first_of
+from megatron_mathcpt.log import Cell
 from megatron_mathcpt.own_python import own_command, own_environment
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def average(
 conversion = group("convert", "Convert checkpoints from and to Hugging Face's and Megatron-LM's.")
 
 
-@verb("to-hf", conversion, example="mathcpt convert to-hf runs/mine --out models/mine --scores scores/after")
+@verb("to-hf", conversion, example="mathcpt convert to-hf runs/mine --out models/mine --scores scores/mine")
 def to_hf(
     run: Annotated[Path, Argument(help="run folder, or one checkpoint of it")],
     out: Annotated[Path, Option(help="Hugging Face folder to write")],
@@ -102,7 +103,7 @@ def to_hf(
         echo(f"pushed to {hub.upload(out, [*load_manifest(out, 'hf').outputs, CARD], push)}")
 
 
-@verb("from-hf", conversion, example="mathcpt convert from-hf models/base --out runs/base")
+@verb("from-hf", conversion, example="mathcpt convert from-hf models/base --out checkpoints/base")
 def from_hf(
     folder: Annotated[Path, Argument(help="Hugging Face folder, or OWNER/NAME[@REVISION] on its hub")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
@@ -115,7 +116,7 @@ def from_hf(
     _show(out, import_from_hf(folder, out, tokenizer, verify=verify))
 
 
-@verb("from-megatron", conversion, example="mathcpt convert from-megatron iter_0001000 --out runs/base")
+@verb("from-megatron", conversion, example="mathcpt convert from-megatron megatron --out checkpoints/back")
 def from_megatron(
     folder: Annotated[Path, Argument(help="iter_* folder (torch_dist), its parent, or NeMo's")],
     out: Annotated[Path, Option(help="checkpoint folder to write, for `init.checkpoint`")],
@@ -327,7 +328,7 @@ def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardwa
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
     if status:
         sys.exit(status)
-    print_report(study.out / "report", study.out.name)
+    print_report(study.out / "report", study.name)
 
 
 def _run_folder(config: str, out: Path | None) -> Path:
@@ -372,7 +373,7 @@ def submit(
         if is_here:
             check_stages(study, stages, gpu=True)
         done = slurm.submit_stages(stages, place, study.out, allow_dirty=allow_dirty)
-        rows = [(name, state, str(job_id or "")) for name, (state, job_id) in done.items()]
+        rows = [(name, state, job_id and Cell(job_id, str(job_id))) for name, (state, job_id) in done.items()]
         print_table(("stage", "state", "job"), rows, f"{config} on {place.name}")
         return
     settings = load_run(config, overrides, asked.scale).config
@@ -384,4 +385,5 @@ def submit(
         check_packages(settings, gpu=True)
     resolve_inputs(settings)  # so that a missing corpus or checkpoint is an error now, not after the queue
     job_id = slurm.submit_run(settings, job, place, allow_dirty=allow_dirty)
-    echo(f"job {job_id}: {job.folder}")
+    if not print_json({"job": job_id, "folder": str(job.folder)}):
+        echo(f"job {job_id}: {job.folder}")

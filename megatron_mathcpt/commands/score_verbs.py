@@ -43,7 +43,7 @@ class Answering:
     data_parallel_size: Annotated[int, Option(min=1, help="replicas of `vllm`")] = 1
 
 
-@verb("evaluate", example="mathcpt evaluate --model models/base --benchmarks samples --out scores/before")
+@verb("evaluate", example="mathcpt evaluate --model models/base --benchmarks samples --out scores/base")
 def evaluate(
     *,
     model: Annotated[str, Option(help="Hugging Face folder or id, run folder, checkpoint, served model")],
@@ -72,6 +72,7 @@ def evaluate(
     results = score(model, files, settings, out, verify=verify)
     if is_first_process():
         _show_scores(results)
+        echo(f"Scores and answers: {out}")
 
 
 def _score_checkpoints(run: Path, files: dict[str, Path], settings: "EvaluationConfig", out: Path) -> None:
@@ -131,7 +132,7 @@ def _show_scores(results: dict[str, Any]) -> None:
     print_table(headings, rows, bare=True)
 
 
-@verb("contamination", example="mathcpt contamination scores/before --documents my.jsonl --task a=a.jsonl")
+@verb("contamination", example="mathcpt contamination scores/mine --documents raw --task own=own.jsonl")
 def contamination(
     *,
     evaluation: Annotated[Path, Argument(help="folder that `mathcpt evaluate` wrote")],
@@ -157,7 +158,7 @@ def contamination(
     print_table(("task", "items", "overlapping", "accuracy in %", "without them"), rows, str(out))
 
 
-@verb("compare", example="mathcpt compare scores/before scores/after")
+@verb("compare", example="mathcpt compare scores/base scores/mine")
 def compare(
     baseline: Annotated[Path, Argument(help="folder of a run, of an evaluation, or of lm-eval's output")],
     candidate: Annotated[Path, Argument(help="another; of lm-eval's output also a log or results file")],
@@ -178,7 +179,7 @@ def compare(
         echo(sentence)
 
 
-@verb("report", example="mathcpt report runs --compare before:mine")
+@verb("report", example="mathcpt report runs --compare base:mine")
 def report(
     root: Annotated[Path, Argument(help="folder of results, with one folder per run")],
     out: Annotated[Path | None, Option(help="folder of the report; default: ROOT/report")] = None,

@@ -17,7 +17,7 @@ _NEXT = {
 }
 
 
-@verb("new", example="mathcpt new study runs/mine.yaml --model models/llama --data mine.jsonl")
+@verb("new", example="mathcpt new study study.yaml --model models/base --data my.jsonl")
 def new(
     kind: Annotated[Literal["experiment", "corpus", "synthesis", "study"], Argument()],
     file: Annotated[Path, Argument(help="YAML file to write; a study has further files next to it")],
@@ -35,7 +35,7 @@ def new(
     echo(f"{file}: written; decide what is marked DECIDE, then run: {_NEXT[kind].format(file)}")
 
 
-@verb("quickstart", example="mathcpt quickstart --model models/llama --data mine.jsonl --out runs/mine")
+@verb("quickstart", example="mathcpt quickstart --model models/base --data my.jsonl --out runs/first")
 def quickstart(
     out: Annotated[Path, Option(help="folder of all results")],
     model: Annotated[str | None, Option(help="Hugging Face folder or id of the model to continue")] = None,

@@ -31,6 +31,11 @@ def check_installed(*needs: tuple[str, str, object]) -> None:
             raise ConfigError(f"{what}: needs {package}, which is not installed; {install(package)}")
 
 
+def check_evaluation(what: str) -> None:
+    """Refuse an evaluation, which `what` asks for, without the packages that every back end needs."""
+    check_installed(*((what, package, True) for package in ("transformers", "lm_eval", "math_verify")))
+
+
 def check_build(config: Corpus) -> None:
     """Refuse a build with settings that need a package which is not installed."""
     filters = (config.filter, *(source.filter for source in config.sources.values()))

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from megatron_mathcpt.config.evaluation import EvaluationConfig
-from megatron_mathcpt.config.packages import install
+from megatron_mathcpt.config.packages import check_evaluation, install
 from megatron_mathcpt.device import joined_world
 from megatron_mathcpt.errors import EvaluationError, one_line
 from megatron_mathcpt.evaluation.backends import describe_tokenizer, fingerprint, load, model_name, resolve
@@ -52,6 +52,7 @@ def evaluate(
         logger.info("%s: already complete", out)
         _log_scores(board, results := evaluation_folder.load_results(out), out)
         return results.as_json()
+    check_evaluation("evaluate")
     written = [RESPONSES, LIKELIHOODS]
     with locked_folder(out, evaluation_folder.KIND, written) if is_first_process() else nullcontext():
         samples, cuts = _generate_samples(model, identity, sets, config, out, verify)

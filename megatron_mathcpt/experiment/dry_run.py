@@ -14,7 +14,7 @@ from megatron_mathcpt.checkpoint.convert import checkpoint_shape
 from megatron_mathcpt.config.cross_checks import check_experiment, check_passes
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.hf_config import read_hf_shape
-from megatron_mathcpt.config.packages import check_build, check_installed
+from megatron_mathcpt.config.packages import check_build, check_evaluation, check_installed
 from megatron_mathcpt.config.phases import phases_of, pool_tokens, run_steps
 from megatron_mathcpt.config.resolved_study import Resolved, Study
 from megatron_mathcpt.errors import ConfigError, MathCptError, first_of
@@ -199,8 +199,9 @@ def check_stages(study: Study, stages: Iterable[Stage], *, gpu: bool) -> None:
             check_packages(study.runs[name].config, gpu=gpu)
         elif kind == "corpus":
             check_build(study.corpus[name].config)
+        elif kind == "evaluation":
+            check_evaluation(name)
         check_installed(
-            *((name, package, kind == "evaluation") for package in ("lm_eval", "math_verify")),
             (name, "vllm", kind == "evaluation" and backend == "vllm"),
             (name, "aiohttp", kind == "synthesis" and not study.scripted),
             (name, "scipy", kind == "mixture"),

@@ -297,7 +297,7 @@ class _Planner:
 
     def report(self, made: Sequence[str]) -> Stage:
         folder, study = self.out / "report", self.study
-        named = (*study.runs, *study.averages, *study.models)
+        named = (*study.models, *study.runs, *study.averages)  # models that are only scored are baselines
         runs = [name for name in named if {name, f"{name}/evaluation"} & {*made}]
         words = [self.out, "--out", folder, "--quiet", "--runs", ",".join(runs)]
         for candidate, baseline in study.comparisons:

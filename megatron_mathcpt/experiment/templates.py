@@ -145,7 +145,7 @@ def own_study(
     corpus, run, study, _ = values.values()
     size: JsonObject = _table("sizes")["gpu" if on_gpu() else "cpu"]
     run |= size["experiment"]
-    study |= size["study"]
+    study |= size["study"] | {"name": "quickstart"}
     check_weights(folder := local_folder(model), shape := read_hf_shape(folder))
     tokens, problems, encoder = 0, list[Problem](), ReferenceEncoder(folder, "text")
     sources = ((name, Source.model_validate(row)) for name, row in corpus["sources"].items())

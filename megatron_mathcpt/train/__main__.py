@@ -147,6 +147,7 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
             tree = config.model_dump(mode="json")
             counts = counts.model_copy(update={"processes": layout.data_size * layout.sizes.model_size})
             write_manifest(out, RUN, inputs=inputs.fingerprints, counts=counts, config=tree)
+            logger.info("%s: trained, in %s", config.name, out)
         return finished
 
 

@@ -154,6 +154,7 @@ def test_numbers_are_scaled(number: float, unit: str, text: str) -> None:
         ("logging.wandb_project=p", "wandb", "wandb"),
         ("logging.tensorboard=true", "tensorboard", "train"),
         ("logging.interval=7", "lm_eval", "eval"),
+        ("logging.interval=7", "math_verify", "eval"),
         ("evaluation.backend=vllm", "vllm", "vllm"),
     ],
 )

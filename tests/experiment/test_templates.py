@@ -179,3 +179,4 @@ def test_a_model_is_continued_on_own_data_and_scored(model: Path, tmp_path: Path
     assert {stage.name for stage in stages if not stage.is_done()} == {
         *("faster", "faster/hf", "faster/evaluation")
     }
+    assert "start,faster,own" in stages[-1].command, "the baseline is the first row of the report"
