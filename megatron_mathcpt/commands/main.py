@@ -190,7 +190,7 @@ def _run(words: list[str]) -> None:
             raise
         raise ConfigError(f"{package}: not installed; {remedy}") from error
     except _UsageError as error:  # without any word it says the help
-        if (said := str(error.format_message())).startswith("Usage: "):
+        if (said := error.format_message().replace("Value error, ", "")).startswith("Usage: "):
             sys.stderr.write(f"{said}\n")
             sys.exit(EXIT_BAD_INPUT)
         command = error.ctx.command_path if error.ctx else "mathcpt"

@@ -1,6 +1,7 @@
 """The first steps: a config to fill in, and the whole pipeline on a model and data of one's own."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from typer import Argument, Option, echo
@@ -32,7 +33,7 @@ def new(
     from megatron_mathcpt.experiment.templates import find_values, write_new
 
     write_new(kind, file, find_values(kind, model, data or (), f"runs/{file.stem}"))
-    echo(f"{file}: written; decide what is marked DECIDE, then run: {_NEXT[kind].format(file)}")
+    echo(f"{file}: written; decide what is marked DECIDE, then run: {_NEXT[kind].format(quote(str(file)))}")
 
 
 @verb("quickstart", example="mathcpt quickstart --model models/base --data my.jsonl --out runs/first")

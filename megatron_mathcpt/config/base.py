@@ -7,6 +7,7 @@ could expand without end; at most `MAX_BYTES` (parsing takes 30 s a MB) and `MAX
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -59,12 +60,18 @@ def build_config(tree: Tree, model: type[Model], overrides: Sequence[str], where
     for override in overrides:
         set_field(tree, *parse_override(override))
     try:
-        # JSON mode is strict (no "3" for 3) yet accepts lists for tuples and strings for paths.
-        return model.model_validate_json(text := json.dumps(tree))
-    except ValidationError as error:
-        raise ConfigError(where, problems_of(json.loads(text), model)) from error
+        text = json.dumps(tree, default=str)  # of a date, which is text in YAML 1.2
     except TypeError as error:
-        raise ConfigError(f"{where}: a value is no string, number, list or mapping: {error}") from error
+        raise ConfigError(f"{where}: a key is no text: {error}") from error
+    left = [f"{one} is to be replaced" for one in dict.fromkeys(re.findall(r"PATH/TO/\w+", text))]
+    try:
+        # JSON mode is strict (no "3" for 3) yet accepts lists for tuples and strings for paths.
+        found = model.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(where, problems_of(json.loads(text), model) + left) from error
+    if left:  # of a template
+        raise ConfigError(where, left)
+    return found
 
 
 def dump_yaml(config: BaseModel, marks: Mapping[str, str] | None = None) -> str:
@@ -98,6 +105,7 @@ def read_tree(path: Path) -> Tree:
         raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    tree = {} if tree is None else tree  # an empty file, of which all is missing
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     return tree

@@ -111,7 +111,7 @@ class _Search:
         line = f"missing; it has no default and must be decided: {in_words(self.root, kinds)}"
         if item["type"] == "missing":
             needed = ", ".join(name for one in inner for name in one.get("required", ()))
-            line += f"; null turns it off{', else give ' if needed else ''}{needed}" if null else ""
+            line += f"; null turns it off{', else give ' if needed else ''}{needed}" if null and inner else ""
         else:
             shown = json.dumps(value, ensure_ascii=False)[:100].replace("Infinity", "no finite number")
             line = f"expected {in_words(self.root, kinds)}, found {shown}"

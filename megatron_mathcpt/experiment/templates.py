@@ -97,8 +97,13 @@ def find_values(kind: str, model: str | None, data: Sequence[str], out: object) 
         corpus["tokenizer.path"] = run["init.hf"] = study["models.start.hf"] = str(folder)
         run["train.seq_length"] = min(longest, 2048)
     if data and kind == "experiment":
-        if not (pools := {pool: int(n) for pool, n in tokens_built(map(Path, data)).items()}):
-            raise ConfigError(f"--data {data[0]}: no corpus; give the --out of a `mathcpt build`")
+        pools = dict[str, int]()
+        for path in data:
+            if not (built := tokens_built([Path(path)])):
+                raise ConfigError(f"--data {path}: no corpus; give the --out of a `mathcpt build`")
+            if twice := built.keys() & pools.keys():
+                raise ConfigError(f"--data {path}: a second pool '{min(twice)}'; build it with another name")
+            pools |= {pool: int(n) for pool, n in built.items()}
         run |= {"data.corpus": [*data], "data.blend": pools, "validation.sets": [*pools]}
         run["train.train_tokens"] = sum(pools.values())
     elif data:

@@ -123,7 +123,7 @@ def load_manifest(folder: Path, kind: str | None) -> Manifest:
     """Load the manifest of a folder of `kind` (None: any); raises `ManifestError` if that is incomplete."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise ManifestError(f"{path}: not found, the folder is missing or incomplete; run its stage again")
+        raise ManifestError(f"{path}: not found, the folder is missing or incomplete; run its command again")
     manifest = read_manifest(path)
     if kind not in (None, manifest.kind):
         raise ManifestError(f"{path}: folder is of kind '{manifest.kind}', expected '{kind}'")

@@ -53,8 +53,12 @@ def test_a_new_config_is_complete_as_it_is(kind: str, tmp_path: Path) -> None:
     """Paths alone are left to fill in, and a field of another name is an error."""
     file = tmp_path / f"{kind}.yaml"
     assert f"{file}: written" in mathcpt("new", kind, file)
-    load_config(file, MODELS[kind])
+    with pytest.raises(ConfigError, match="PATH/TO/MODEL is to be replaced") as unfilled:
+        load_config(file, MODELS[kind])
     text = file.read_text()
+    assert {line.split()[0] for line in unfilled.value.problems} == {*re.findall(r"PATH/TO/[A-Z]+", text)}
+    file.write_text(text.replace("PATH/TO", "path/of"))
+    load_config(file, MODELS[kind])
     head, schema = text.split("\n", 1)[0], tmp_path / ".schemas" / f"{kind}.json"
     assert head == f"# yaml-language-server: $schema=.schemas/{kind}.json"
     assert {*YAML(typ="safe").load(text)} <= {*json.loads(schema.read_text())["properties"]}
@@ -75,15 +79,20 @@ def test_with_a_model_and_data_what_is_new_starts(model: Path, tmp_path: Path) -
         "mine_corpus.yaml",
         "mine_run.yaml",
     }
+    with pytest.raises(ConfigError, match="PATH/TO/BENCHMARKS is to be replaced"):
+        load_study(study)
+    build = tmp_path / "mine_corpus.yaml"
+    build.write_text(build.read_text().replace("PATH/TO/BENCHMARKS", str(SAMPLES)))
     stages = build_stages(load_study(study), 2, benchmarks=SAMPLES)
     assert [stage.name for stage in stages][:2] == ["corpus", "own"]
-    build = f"decontaminate.benchmarks=[{json.dumps(str(SAMPLES))}]"
-    corpus = load_config(tmp_path / "mine_corpus.yaml", Corpus, [build])
+    corpus = load_config(build, Corpus)
     built = tmp_path / "corpus"
     build_corpus(corpus, built, 1)
     assert corpus.sources["own"].path == str(data)
     run = tmp_path / "run.yaml"
     mathcpt("new", "experiment", run, "--model", model, "--data", built)
+    with pytest.raises(ConfigError, match="a second pool 'own'"):
+        mathcpt("new", "experiment", tmp_path / "two.yaml", "--data", built, "--data", built)
     config = load_config(run, ExperimentConfig)
     assert config.train.seq_length == 256  # the model's limit
     assert config.train.train_tokens == tokens_built([built])["own"]  # one pass
