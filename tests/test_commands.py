@@ -97,9 +97,15 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (f"build {BASE} --out OUT", "unknown key"),
+        (
+            "build configs/tiny/quickstart_corpus.yaml sed=1 --out OUT",
+            "sed: unknown key; did you mean 'seed'?",
+        ),
         ("synthesize missing.yaml --out OUT", "missing.yaml: cannot be read"),
-        (f"train {BASE} train.seq_len=8 --out OUT", "train.seq_len: unknown key; did you mean 'seq_length'?"),
+        (
+            f"train {BASE} train.seq_len=8 --out OUT",
+            "train.seq_len: unknown key; here it is train.seq_length",
+        ),
         (f"run {BASE} --only base --out OUT", "--only: takes effect in a study"),
         (
             f"run {STUDY} --compare base2,base1 --out OUT",
@@ -117,7 +123,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"show {STUDY}", "is a study; name a run as configs/tiny/quickstart.yaml:RUN; there are: base,"),
         (f"show {STUDY}:base3", "runs.base3: no row 'base3'; there are: base, base1, base2"),
         (f"submit {STUDY} --cluster none --out OUT", "none.yaml: cannot be read"),
-        (f"{SUBMIT} --set partition=$(x)", "partition: String should match pattern"),
+        (f"{SUBMIT} --set partition=$(x)", "partition: expected text that matches"),
         (f"{SUBMIT} name=a/b", "cannot be part of an #SBATCH line"),
         (f"{SUBMIT} --out OUT/a%j", "cannot be part of an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),

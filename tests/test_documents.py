@@ -66,7 +66,7 @@ INSTEAD: dict[str, tuple[Instead, str]] = {
         "a minute; tests/planner/ compares its output",
     ),
     r"MATHCPT_BENCHMARKS=\S+ lm_eval ": (unchanged, "tests/evaluation/test_tasks.py runs lm-eval's command"),
-    r"mathcpt quickstart --model": (unchanged, "a minute; tests/test_wheel.py runs it"),
+    r"mathcpt quickstart --model": (unchanged, "a minute; tests/experiment/test_templates.py runs it"),
     r"mathcpt download (?!--list)": (unchanged, "the network; tests/data/ have a server of its protocol"),
     r"mathcpt convert to-hf .* --push ": (unchanged, "the network; tests/checkpoint/test_export.py"),
     r"mathcpt average ": (unchanged, "needs a second run; tests/checkpoint/test_average.py"),

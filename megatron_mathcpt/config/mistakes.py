@@ -103,6 +103,11 @@ class _Search:
         last, kinds, above = place[-1], self._at(place), self._at(place[:-1])
         has_default = any(last in {*one.get("properties", ())} - {*one.get("required", ())} for one in above)
         inner = [one for one in kinds + below(self.root, kinds, "") if "properties" in one]
+        if item["loc"][-1] == "[key]":
+            del section[last]
+            self.losing |= {place[:above] for above in range(len(place))}
+            self.lines.append((place, f"cannot be a name here, which {item['msg'].removeprefix('String ')}"))
+            return
         value, null = item["input"], {"type": "null"} in kinds
         choices = [choice for one in kinds for choice in one.get("enum", ())]
         if item["type"] == "missing" and inner and not null:

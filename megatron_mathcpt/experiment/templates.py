@@ -24,7 +24,7 @@ from megatron_mathcpt.data.tokenizer import ReferenceEncoder
 from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.experiment.local import KIND
-from megatron_mathcpt.formats.benchmark import SAMPLES
+from megatron_mathcpt.formats.benchmark import SAMPLES, choose_sets
 from megatron_mathcpt.formats.corpus_folder import tokens_built
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.hub import local_folder
@@ -146,6 +146,7 @@ def own_study(
     returned. The budget is in tokens; None is one pass over what was read, or less if that would take long on
     this machine. Raises errors for what the first stages would refuse.
     """
+    choose_sets(str(sets), "all")  # refuses a folder without any
     values, benchmarks = find_values("study", model, data, out / "results"), out / "benchmarks"
     corpus, run, study, _ = values.values()
     size: JsonObject = _table("sizes")["gpu" if on_gpu() else "cpu"]

@@ -132,7 +132,9 @@ class CorpusFolder:
     def shard(self, name: str) -> RawFile:
         return next(shard for shard in self.shards if shard.name == name)
 
-    def selections(self, pool: str | None, source: str | None, split: str | None = None) -> list[Selection]:
+    def selections(
+        self, pool: str | None = None, source: str | None = None, split: str | None = None
+    ) -> list[Selection]:
         """One selection for each pool that matches; raises `ConfigError` with the known names."""
         sources = [name for names in self.pools.values() for name in names]
         there = {"pool": [*self.pools], "source": sources, "split": [*SPLITS.values()]}

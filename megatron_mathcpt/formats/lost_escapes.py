@@ -49,7 +49,7 @@ def restore_commands(text: str) -> str:
 
 def visible(text: str) -> str:
     """`text` with the signs that could control a terminal or reverse the text as escapes."""
-    return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    return re.sub(HIDDEN.pattern + "|[\xad\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def restore_json_commands(text: str) -> str:

@@ -38,7 +38,7 @@ def ids(found: Any) -> list[str]:
 
 
 def find(corpus: CorpusFolder, *names: str | None, number: Any = None, record: Any = None) -> list[Kept]:
-    return list(find_documents(corpus, corpus.selections(*(names or (None, None))), number, record, 25))
+    return list(find_documents(corpus, corpus.selections(*(names or (None,))), number, record, 25))
 
 
 def command(*arguments: object) -> str:

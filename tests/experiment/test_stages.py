@@ -118,7 +118,7 @@ OTHER = {"from": "tuned", "set": {"data.corpus": "runs/demo/made"}}
         ("evaluation.runs", ["kid"], "study.yaml: evaluation.runs: names 'kid'"),
         ("report.comparisons", ["child:base"], "names 'base', which is not scored"),
         ("runs.raw", {"from": "base"}, "runs.raw: another stage has this folder"),
-        ("runs", {"../base": {"file": RUN}}, "String should match pattern"),
+        ("runs", {"../base": {"file": RUN}}, "cannot be a name here, which should match pattern"),
         ("runs.other", OTHER, "runs.other: .*sft/problems is made from"),
         ("runs.child.set.init", {"checkpoint": "runs/demo/bass"}, "init.checkpoint: no stage .*/bass"),
         ("runs.base.set.init", {"checkpoint": "runs/demo/child"}, "in a cycle among .*child, .*base"),

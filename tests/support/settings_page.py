@@ -22,7 +22,7 @@ def settings_page() -> str:
             found.setdefault(node["title"], (node, []))[1].append(f"`{place}`" if place else "the file")
         lines += ["", f"## {kind}"]
         for node, places in found.values():
-            fields, required, before = node["properties"], node.get("required", ()), ""
+            fields, required = node["properties"], node.get("required", ())
             named = re.compile("`(" + "|".join(fields) + r")\b")
             lines += ["", f"### {', '.join(places)}"]
             lines += ["", *(one for one in sentences(node["description"]) if not named.search(one)), ""]
@@ -30,9 +30,9 @@ def settings_page() -> str:
             for name, one in fields.items():
                 default = json.dumps(one.get("default"), ensure_ascii=False)
                 default = "required" if name in required else f"`{default}`"
-                text = "as above" if one["description"] == before else one["description"]
-                lines.append(f"| `{name}` | {in_words(root, options(root, one))} | {default} | {text} |")
-                before = one["description"]
+                lines.append(
+                    f"| `{name}` | {in_words(root, options(root, one))} | {default} | {one['description']} |"
+                )
     return "\n".join(lines) + "\n"
 
 
