@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option, echo
 
 from megatron_mathcpt.commands.main import Overrides, group, print_table, verb
-from megatron_mathcpt.errors import ConfigError, DataError, print_error
+from megatron_mathcpt.errors import ConfigError, DataError, one_line, print_error
 from megatron_mathcpt.log import Cell
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _show_quality(summary: "JsonObject", title: str) -> None:
     print_table(headings, rows, title, bare=True)
     for name, made in summary["methods"].items():
         for kind, sample in first_malformed(made):
-            echo(visible(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──"))
+            echo(one_line(visible(f"── {name}, seed {sample['seed']}: {kind} ({sample['detail']}) ──")))
             lines = visible(sample["text"].strip()).split("\n")
             parts = [part for line in lines for part in wrap(line, 100) or [""]]
             echo("\n".join(parts[:_MOST_LINES] + ["…"] * (len(parts) > _MOST_LINES)))

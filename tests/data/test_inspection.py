@@ -43,7 +43,7 @@ def find(corpus: CorpusFolder, *names: str | None, number: Any = None, record: A
 
 def command(*arguments: object) -> str:
     """The output of `mathcpt inspect`; its errors are raised."""
-    done = CliRunner().invoke(inspect, [str(argument) for argument in arguments], catch_exceptions=False)
+    done = CliRunner(env={"COLUMNS": "140"}).invoke(inspect, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -153,7 +153,7 @@ def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None
     assert not set(done.stdout) & {"\u2028", "\xad"}
     head, *lines = done.stdout.split("── tutorship_amplification, ")[1].splitlines()
     assert head.startswith("seed seed-000007: malformed")
-    assert [line.split() for line in lines if line.startswith("no")] == [["no", "tag"]] * 12
+    assert [line.split() for line in lines if line.startswith("no")] == [[r"no\u2028", r"tag\xad"]] * 12
     assert lines[-2] == "…"
     assert lines[-1].endswith(f"mathcpt report {tmp_path / 'out'}")
     row = next(line for line in done.stdout.splitlines() if "0.85" in line).split()
