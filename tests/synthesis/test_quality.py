@@ -148,7 +148,9 @@ def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None
     with FakeServer(model) as server:
         path = tmp_path / "config.yaml"
         path.write_text(dump_yaml(build_config(tmp_path, server.url, 10)), encoding="utf-8")
-        done = CliRunner().invoke(build_app(), ["synthesize", str(path), "--out", str(tmp_path / "out")])
+        done = CliRunner(env={"COLUMNS": "140"}).invoke(
+            build_app(), ["synthesize", str(path), "--out", str(tmp_path / "out")]
+        )
     assert done.exit_code == 0, done.output
     assert not set(done.stdout) & {"\u2028", "\xad"}
     head, *lines = done.stdout.split("── tutorship_amplification, ")[1].splitlines()
@@ -160,4 +162,4 @@ def test_the_terminal_shows_yields_and_malformed_replies(tmp_path: Path) -> None
     tokens = json.loads((tmp_path / "out" / FIRST_SHARD / "summary.json").read_text())["methods"][METHOD][
         "tokens"
     ]
-    assert row == [METHOD, "0.90", "0.85", f"{tokens / 9:.2f}", "1163.90"]
+    assert row == [METHOD, "0.90", "0.85", f"{tokens / 9:.2f}", "1,163.90"]
