@@ -173,6 +173,7 @@ def test_the_command_shows_days_and_gpu_hours(
 ) -> None:
     words = [*BLOCKS.split(), "--gpus", "8", "--seq-length", "8192", "--global-batch-size", "128"]
     monkeypatch.setattr("sys.argv", ["plan", "llama3-8b", *words, "--train-tokens", "1e12"])
+    monkeypatch.setenv("COLUMNS", "140")
     main("plan")
     text = capsys.readouterr().out
     result = search(given_config(SHAPE, BLOCKS.split(), **BATCH), 8, H100)
