@@ -26,7 +26,7 @@ TRAIN = [
     "tensorboard",
 ]
 SCORES = ["lm-eval[api,math]>=0.4.13", "math-verify>=0.8", "datasets", "requests", "tenacity"]
-TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy"]
+TESTS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "jsonschema", "scipy"]
 
 setup(
     name="megatron_mathcpt",

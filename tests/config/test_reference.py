@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 from pydantic import BaseModel
 
@@ -97,5 +98,4 @@ def test_a_file_names_its_schema_in_the_first_line_and_is_valid_by_it(path: Path
     schema = json.loads((path.parent / found[1]).read_text("utf-8"))
     unknown = read_tree(path).keys() - schema["properties"].keys()  # so it is of the right kind
     assert not unknown and {*schema.get("required", ())} <= read_tree(path).keys()
-    validation = pytest.importorskip("jsonschema", reason="jsonschema is no dependency")
-    validation.Draft202012Validator(schema).validate(json.loads(json.dumps(read_tree(path))))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(read_tree(path))))
