@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from megatron_mathcpt.commands.main import build_app
+from megatron_mathcpt.commands.main import build_app, print_table
 from tests.report.conftest import results  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,3 +62,12 @@ def test_sources_and_the_stages_of_a_study_are_tables(tmp_path: Path) -> None:
     assert "gsm8k" in [row["set"] for row in sets["rows"]]
     (stages,) = tables("dry-run", ROOT / "configs" / "tiny" / "quickstart.yaml", "--out", tmp_path)
     assert {row["state"] for row in stages["rows"]} == {"to do"}
+
+
+def test_what_one_verb_printed_as_json_the_next_prints_as_a_table(
+    results: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tables("status", results)
+    print_table(("run", "steps"), [("base2", 40)], bare=True)
+    assert capsys.readouterr().out.split()[-2:] == ["base2", "40"]

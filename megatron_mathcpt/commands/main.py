@@ -96,9 +96,12 @@ def _with_options(function: Callable[..., Any], *, json: bool) -> Callable[..., 
         out = sys.stdout if given.pop("as_json", False) else None
         if record:
             given[last.name] = record(**{option: given.pop(option) for option in options})
-        _JSON_OUT.set(out)
-        with redirect_stdout(sys.stderr) if out else nullcontext():
-            return function(*words, **given)
+        before = _JSON_OUT.set(out)
+        try:
+            with redirect_stdout(sys.stderr) if out else nullcontext():
+                return function(*words, **given)
+        finally:
+            _JSON_OUT.reset(before)
 
     found = [*own, *(option.replace(kind=last.KEYWORD_ONLY) for option in options.values())]
     if json:
