@@ -52,8 +52,9 @@ def conflicts_of(config: ExperimentConfig, world_size: int) -> list[str]:
             conflicts = (_data_conflicts(own), _parallel_conflicts(own), _checkpoint_conflicts(own))
             for message in (message for some in conflicts for message, wrong in some.items() if wrong):
                 found.setdefault(message, where)
-            if where and own.model and own.model.max_position_embeddings < own.train.seq_length:
-                found.setdefault("seq_length: above max_position_embeddings, which it may set too", where)
+            if own.model and own.model.max_position_embeddings < (length := own.train.seq_length):
+                limit = f"{own.model.max_position_embeddings}, the model's max_position_embeddings"
+                found.setdefault(f"{'' if where else 'train.'}seq_length: {length} is above {limit}", where)
         sizes = {phase.config.train.micro_batch_size * phase.config.train.seq_length for phase in phases}
         if len(sizes) > 1 and config.parallel.tp_comm_overlap:
             found["parallel.tp_comm_overlap: has buffers of one size, but the phases have several"] = ""

@@ -57,10 +57,10 @@ def given_config(
         "parallel": {**dict.fromkeys(_SIZES, 1), "use_distributed_optimizer": True},
         "precision": {"params_dtype": "bf16"},
     }
-    config = build_config(tree, ExperimentConfig, overrides, "search")
+    config = build_config(tree, ExperimentConfig, overrides, "search").model_copy(update={"model": shape})
     # Without the overlap: what it needs of the layout is the search's choice.
     check_experiment(_changed(config, tp_comm_overlap=False), 1)
-    return config.model_copy(update={"model": shape})
+    return config
 
 
 class Plan(NamedTuple):

@@ -57,7 +57,9 @@ class Row(Section):
     def given(self) -> ExperimentConfig:
         """What a search for a better layout takes as given."""
         shape = _load_shape(self.shape) if isinstance(self.shape, str) else self.shape
-        shape = shape.model_copy(update={"num_layers": self.num_layers or shape.num_layers})
+        length = max(self.seq_length, shape.max_position_embeddings)  # not published with the sizes
+        changed = {"num_layers": self.num_layers or shape.num_layers, "max_position_embeddings": length}
+        shape = shape.model_copy(update=changed)
         settings = {
             "parallel.grad_reduce_in_fp32": self.grad_reduce_in_fp32,
             "parallel.tp_comm_overlap": True,

@@ -38,6 +38,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
         (["parallel.context_parallel_size=2", "train.seq_length=254"], 4, "train.seq_length"),
         (["parallel.overlap_param_gather=true"], 2, "parallel.overlap_param_gather"),
         (["optimizer.min_lr=1.0"], 2, "optimizer.min_lr"),
+        (["model.max_position_embeddings=16"], 2, "train.seq_length: 128 is above 16, the model's"),
         (["parallel.tp_comm_overlap=true"], 2, "parallel.tp_comm_overlap"),
         ([*UNEVEN, COUNTED], 4, r"parallel.account_for_\*_in_pipeline_split"),
         ([*UNEVEN, "model.num_layers=3"], 4, "parallel.num_layers_in"),

@@ -71,7 +71,8 @@ EVERY |= {f"{BATCH_SIZE} in microbatches is not divisible by parallel.pipeline_m
 
 @pytest.mark.parametrize(("gpus", "reasons"), [(1, set()), (7, BY_LAYERS), (24, EVERY), (72, EVERY)])
 def test_every_layout_uses_all_gpus_and_refusals_are_counted(gpus: int, reasons: set[str]) -> None:
-    result = search(given_config(SHAPE, [], seq_length=8196, global_batch_size=504), gpus, H100)
+    longer = load_shape("llama3.1-8b")
+    result = search(given_config(longer, [], seq_length=8196, global_batch_size=504), gpus, H100)
     assert {run.tensor * run.stages * run.replicas for run in found_runs(result)} == {gpus}
     assert set(result.refused) == reasons
 
@@ -139,6 +140,13 @@ def test_nothing_is_fused_with_local_layers() -> None:
 def test_overrides_that_a_search_ignores_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         given_config(SHAPE, override.split(), **BATCH)
+
+
+def test_a_sequence_that_the_model_has_no_positions_for_is_refused() -> None:
+    for name, longest in (("llama2-7b", 4096), ("llama3-8b", 8192)):  # of their config.json
+        given_config(load_shape(name), [], seq_length=longest, global_batch_size=8)
+        with pytest.raises(ConfigError, match=f"train.seq_length: {longest + 8} is above {longest}, the"):
+            given_config(load_shape(name), [], seq_length=longest + 8, global_batch_size=8)
 
 
 UNUSUAL = " ".join(SMALL_MOMENTS) + (

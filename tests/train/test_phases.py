@@ -110,7 +110,7 @@ def test_phases_are_checked_like_runs(config_of: ConfigOf, tmp_path: Path) -> No
     )
     assert "data.blend: no pool 'other'" in message(blend={"other": 1.0})
     short = message(seq_length=128, max_position_embeddings=100)
-    assert "phases.b: seq_length: above max_position_embeddings" in short
+    assert "phases.b: seq_length: 128 is above 100, the model's max_position_embeddings" in short
     assert "tokens of pool 'problem_solving' are" in message(blend={"problem_solving": 1.0})
     with pytest.raises(
         ConfigError, match="'a' has no step of its own; change its from_tokens or the next one's"
