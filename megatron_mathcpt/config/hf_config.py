@@ -7,6 +7,7 @@ is refused by the name of the field.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -79,7 +80,8 @@ def _read_config(folder: Path) -> JsonObject:
     """All fields of a Hugging Face folder's `config.json`; `ConfigError`, or `DataError` if unreadable."""
     data = read_small(path := folder / "config.json", "give a Hugging Face folder", _MAX_BYTES)
     try:
-        return decode_object(data)
+        # Twice, so that 1e-5 is a plain float as 1e-05 is, of which the types are checked.
+        return cast(JsonObject, json.loads(json.dumps(decode_object(data))))
     except DataError as error:
         raise ConfigError(f"{path}: {error}") from error
 

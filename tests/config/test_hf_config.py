@@ -41,6 +41,15 @@ def test_shape_of_a_hugging_face_config_and_its_way_back(tmp_path: Path) -> None
     assert read_hf_shape(tmp_path) == shape
 
 
+@pytest.mark.parametrize(("small", "large"), [("1e-5", "5e5"), ("0.00001", "5.0E+5"), ("1.0e-05", "500000")])
+def test_a_number_is_read_however_it_is_written(tmp_path: Path, small: str, large: str) -> None:
+    plain = read_hf_shape(write_config(tmp_path))
+    text = (tmp_path / "config.json").read_text().replace("1e-05", small).replace("500000.0", large)
+    assert small in text and large in text
+    (tmp_path / "config.json").write_text(text.replace("32.0", "3.2e1"))
+    assert read_hf_shape(tmp_path) == plain
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
