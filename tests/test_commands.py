@@ -123,7 +123,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         (f"show {STUDY}", "is a study; name a run as configs/tiny/quickstart.yaml:RUN; there are: base,"),
         (f"show {STUDY}:base3", "runs.base3: no row 'base3'; there are: base, base1, base2"),
         (f"submit {STUDY} --cluster none --out OUT", "none.yaml: cannot be read"),
-        (f"{SUBMIT} --set partition=$(x)", "partition: expected text that matches"),
+        (f"{SUBMIT} cluster.partition=$(x)", "partition: expected text that matches"),
         (f"{SUBMIT} name=a/b", "cannot be part of an #SBATCH line"),
         (f"{SUBMIT} --out OUT/a%j", "cannot be part of an #SBATCH line"),
         ("show missing.yaml", "missing.yaml: cannot be read"),
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments: str, message: str, tmp_pat
 
 def test_a_dry_run_prints_the_job_script_and_writes_nothing(tmp_path: Path) -> None:
     words = SUBMIT.replace("OUT", f"{tmp_path}/run").split()
-    script = run("-m", "megatron_mathcpt", *words, "train.seq_length=128", "--set", "account=math").stdout
+    script = run("-m", "megatron_mathcpt", *words, "train.seq_length=128", "cluster.account=math").stdout
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=base\n#SBATCH --account=math\n")
     out = tmp_path / "run"
     assert f"-m megatron_mathcpt.train {out}/.slurm/config.yaml --out {out})" in script

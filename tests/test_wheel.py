@@ -26,6 +26,10 @@ from megatron_mathcpt import graded
 """
 
 
+# On a PYTHONPATH pip would find the package installed.
+VARIABLES = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def source_files() -> list[str]:
     listing = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard"]
     listing += ["--", "megatron_mathcpt", "configs", "setup.py"]
@@ -45,9 +49,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     alone = ["--no-deps", "--no-index"]
     source = [folder / "source", "--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *alone, *source, "--wheel-dir", folder], check=True)
+    subprocess.run([*pip, "wheel", *alone, *source, "--wheel-dir", folder], check=True, env=VARIABLES)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "--python", python, "install", *alone, wheel], check=True)
+    subprocess.run([*pip, "--python", python, "install", *alone, wheel], check=True, env=VARIABLES)
     (packages,) = (folder / "environment").glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return python
@@ -56,12 +60,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(python: Path, tmp_path: Path) -> Run:
     """Run a program of the environment in `tmp_path`, without anything of the tree on its path."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(name: str, *words: object) -> subprocess.CompletedProcess[str]:
         command = [python.with_name(name), *map(str, words)]
         return subprocess.run(
-            command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+            command, cwd=tmp_path, env=VARIABLES, capture_output=True, text=True, check=False
         )
 
     return call

@@ -36,7 +36,9 @@ def plan(
     *,
     gpus: Annotated[int, Option(min=1, help="number of GPUs")],
     global_batch_size: Annotated[int, Option(min=1, help="sequences per step")] = 1024,
-    seq_length: Annotated[int, Option(min=1, help="tokens per sequence")] = 4096,
+    seq_length: Annotated[
+        int | None, Option(min=1, help="tokens per sequence; default: 4096, or the model's limit")
+    ] = None,
     hardware: Hardware = "h100",
     memory_gib: Annotated[
         float | None, Option(help="GPU memory limit in GiB; default: 90 % of the card")
@@ -50,8 +52,10 @@ def plan(
     """
     from megatron_mathcpt.planner import machine, search, shapes
 
-    size = {"seq_length": seq_length, "global_batch_size": global_batch_size}
-    config = search.given_config(shapes.load_shape(model), overrides or (), **size)
+    shape = shapes.load_shape(model)
+    length = seq_length or min(4096, shape.max_position_embeddings)
+    batch = {"seq_length": length, "global_batch_size": global_batch_size}
+    config = search.given_config(shape, overrides or (), **batch)
     result = search.search(config, gpus, machine.load_machine(hardware), limit_gib=memory_gib)
     for part in search.describe(result, train_tokens=train_tokens, top=top):
         if isinstance(part, str):
@@ -344,7 +348,6 @@ def submit(
     *,
     out: Out = None,
     cluster: Annotated[str, Option(help="name under configs/clusters, or a path ending in .yaml")],
-    site: Annotated[list[str] | None, Option("--set", help="older form of cluster.FIELD=value")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="print the scripts; submit nothing")] = False,
     allow_dirty: Annotated[bool, Option("--allow-dirty", help="copy uncommitted changes too")] = False,
     hardware: Hardware = "h100",
@@ -359,7 +362,7 @@ def submit(
     given = overrides or []
     theirs = [text.removeprefix("cluster.") for text in given if text.startswith("cluster.")]
     overrides = [text for text in given if not text.startswith("cluster.")]
-    place = slurm.load_cluster(cluster, [*(site or ()), *theirs])
+    place = slurm.load_cluster(cluster, theirs)
     # Whether jobs have this environment, so that a package missing here is missing there.
     is_here = not (place.container or place.setup_script) and which(place.python) == sys.executable
     study = asked.study(config, overrides, out)

@@ -167,9 +167,10 @@ def describe(result: SearchResult, *, train_tokens: float, top: int) -> Iterator
     """Yield tables and texts: best layouts, memory and step of the first, closest misses, refusals."""
     shape = result.given.model
     assert isinstance(shape, ModelShape)
-    flops = flops_per_token(shape, result.given.train.seq_length)
+    length = result.given.train.seq_length
+    flops = flops_per_token(shape, length)
     model = f"{shape.name}: {shape.total / 1e9:.2f} B parameters, {flops.causal / 1e9:.1f} GFLOP a token"
-    yield f"{model} with causal attention ({flops.full / 1e9:.1f} with full)"
+    yield f"{model} at length {length:,} with causal attention ({flops.full / 1e9:.1f} with full)"
     if result.plans:
         best = result.plans[0]
         yield from (_ranking(result, top, train_tokens), _memory_table(best.run))

@@ -46,8 +46,8 @@ def pid_of_task(job_id: int, rank: int) -> int:
 
 def submit(config: Path, run: Path, *overrides: str) -> int:
     command = [sys.executable, ROOT / "launch" / "submit.py", config, "--cluster", "test", "--out", run]
-    command += ["--allow-dirty", "--set", f"python={json.dumps(sys.executable)}"]
-    command += [word for override in overrides for word in ("--set", override)]
+    command += ["--allow-dirty", f"cluster.python={json.dumps(sys.executable)}"]
+    command += [f"cluster.{override}" for override in overrides]
     done = subprocess.run(command, cwd=run.parent, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[1].rstrip(":"))
 

@@ -190,6 +190,6 @@ def test_the_command_shows_days_and_gpu_hours(
     row = next(line for line in text.splitlines() if best.run.name in line)
     assert {f"{hours / 24:.2f}", f"{8 * hours:,.0f}"} <= {*row.replace("│", " ").split()}
     assert f"{len(result.plans)} layouts fit, {len(result.misfits)} do not." in text
-    assert "8.03 B parameters, 51.5 GFLOP a token with causal attention (57.9 with full)" in text
+    assert "8.03 B parameters, 51.5 GFLOP a token at length 8,192 with causal attention (57.9 " in text
     assert "FP8 casts" in text
     assert "precision.fp8_recipe=blockwise" in text
