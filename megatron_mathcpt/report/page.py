@@ -83,14 +83,14 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
 
     Raises `ManifestError` if it is incomplete.
     """
-    load_manifest(out, KIND)
+    names = load_manifest(out, KIND).config["runs"]  # in their order, which report.json sorts
     report = json.loads((out / "report.json").read_bytes())
     results = report["results"]
     sets = {of: f"{of}, higher form" if of in results["in_both_forms"] else of for of in results["tasks"]}
     rows: list[tuple[str, ...]] = [
         (sets.get(of, of), name, *_score_texts(score))
         for of in (*dict.fromkeys(map(set_of, sets)), POOLED)
-        for name, run in results["runs"].items()
+        for name, run in ((name, results["runs"][name]) for name in names)
         if (score := run["total"] if of == POOLED else run["sets"].get(of))
     ]
     pooled = (found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found)

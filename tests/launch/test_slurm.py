@@ -110,7 +110,8 @@ def test_bad_input_is_not_requeued_and_a_crash_loop_ends(tmp_path: Path) -> None
     for job_id, code, restarts in zip(ids, ("2:0", "1:0", "2:0"), "010", strict=True):
         assert wait_for_end(job_id) == "FAILED"
         assert (job_field(job_id, "ExitCode"), job_field(job_id, "Restarts")) == (code, restarts)
-    assert "\nerror: rank 0 fails\n" in job_log(bad, ids[0])
+    text = job_log(bad, ids[0])
+    assert "\nerror: rank 0 fails\n  in two ways\n" in text and "The end" not in text
     assert "gives up: 1 requeues brought no checkpoint newer than none" in job_log(crash, ids[1])
     assert f"error: {setup}: setup_script of cluster test: status 127" in job_log(unset, ids[2])
     assert (unset.folder / "attempts.tsv").read_text().endswith("\tend 2\n")

@@ -12,6 +12,7 @@ from megatron_mathcpt.commands.score_verbs import print_report
 from megatron_mathcpt.errors import DataError, MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, store_manifest, write_manifest
 from megatron_mathcpt.report.comparison import compare_outputs
+from megatron_mathcpt.report.page import load_scores
 from megatron_mathcpt.report.read import finished_runs, list_runs
 from tests.support import report_folder
 from tests.support.json_lines import write_json_lines
@@ -53,6 +54,13 @@ def test_scores_have_hand_worked_errors_and_intervals(
         found["comparisons"][0]["sentence"],
         f"Report: {results / 'report' / 'index.html'}",
     ]
+
+
+def test_printed_scores_are_in_the_order_of_the_runs(results: Path) -> None:
+    for asked in (("base2", "base", "base1"), ("base", "base2")):
+        report_folder.report_json(results, asked, [])
+        rows = [name for task, name, *_ in load_scores(results / "report")[0] if task == "heldout_en"]
+        assert rows == [*asked]
 
 
 def test_an_average_of_branches_has_seen_their_stem_once(results: Path) -> None:

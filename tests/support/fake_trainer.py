@@ -23,7 +23,7 @@ def main(folder: str, *options: str) -> None:
     run.mkdir(exist_ok=True)
     if "fail" in given:
         time.sleep(0.3 * rank)  # rank 0 exits first, and Slurm then kills the others
-        sys.stderr.write(f"error: rank {rank} fails\n")
+        sys.stderr.write(f"error: rank {rank} fails\n  in two ways\nThe end\n")
         sys.exit(int(given["fail"]))
     done = sorted((run / "checkpoints").glob("step_*/manifest.json"))
     step = int(done[-1].parent.name.removeprefix("step_")) if done else 0
