@@ -215,8 +215,9 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     root = Path(os.path.commonpath([folder.parent for folder in folders]))
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     runs = load_runs(root, [first, second])
+    alone = [side for side, run in zip("AB", runs, strict=True) if not run.manifest]
     configs = (
-        (leaves(run.manifest.config) if run.manifest else {})
+        (leaves(run.manifest.config) if run.manifest and not alone else {})  # else all would differ
         | (leaves(load_manifest(run.scored, KIND).config, "evaluation.") if run.scores else {})
         for run in runs
     )
@@ -228,12 +229,12 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
         for field in fields
     ]
     tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
-    said = [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
+    said = [f"{side}: an evaluation alone; settings of training are not compared." for side in alone]
+    said += [] if settings or alone else ["Same settings."]
+    said += [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
     forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
-    said += [
-        f"Few-shot form of {', '.join(few)} in {name}." for name, few in zip("AB", forms, strict=True) if few
-    ]
-    return settings, rows_of(tests), [*([] if settings else ["Same settings."]), *said]
+    said += [f"Few-shot form of {', '.join(few)} in {n}." for n, few in zip("AB", forms, strict=True) if few]
+    return settings, rows_of(tests), said
 
 
 def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:

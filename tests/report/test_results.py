@@ -246,6 +246,15 @@ def test_settings_of_two_runs_are_compared(results: Path) -> None:
     assert rows[1][7:9] == (f"{22 / 1024:.4g}", f"{44 / 1024:.4g}")
     assert rows[1][-1] == "1 : 9"
     assert said[0].startswith("base2 and base1 are not distinguishable: 17 against 9 of 40")
+    # Without a run all settings of the other would differ, of which no one asked.
+    shutil.copytree(results / "base1" / "evaluation", results / "alone" / "evaluation")
+    settings, tests, said = compare_outputs(results / "alone", results / "base2")
+    assert [setting[0] for setting in settings] == [
+        "evaluation.max_new_tokens",
+        "evaluation.shots.heldout_en_few_shot",
+    ]
+    assert tests == rows
+    assert said[0] == "A: an evaluation alone; settings of training are not compared."
 
 
 def test_an_unknown_run_is_refused_and_runs_without_scores_still_have_a_page(results: Path) -> None:
