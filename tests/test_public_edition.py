@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from megatron_mathcpt.config.resolved_study import Asked, load_study
 from megatron_mathcpt.data.build import build_corpus
-from megatron_mathcpt.data.corpora import standard_library
+from megatron_mathcpt.data.corpora import package
 from tests.support.json_lines import read_json_lines
 from tests.support.public_samples import PROBLEMS, TEXTS, write_benchmarks, write_samples
 from tests.support.stages import CONFIGS
@@ -42,7 +42,7 @@ def test_its_corpus_is_built_from_the_files_of_every_source(
     assert {row["read"] for row in counts["sources"].values()} == {140}
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer" / "tokenizer.json"))
     # The longest texts are Python's documentation, which differs between its versions.
-    texts = [row["text"] for row in islice(standard_library(), 140 * len(TEXTS))]
+    texts = [row["text"] for row in islice(package("sympy"), 140 * len(TEXTS))]
     longest = max(len(found.ids) for found in tokenizer.encode_batch(texts)) + 1
     for name, row in counts["sources"].items():
         kept = row["read"] - sum(row["dropped"].values())

@@ -109,11 +109,13 @@ def corpora(
     out: Annotated[Path, Option(help="folder to write")],
     data: Annotated[Path | None, Option(help="folder with your own <pool>.jsonl[.gz]")] = None,
     seed: Annotated[int, Option(help="seed of the problems and of the held-out split")] = 0,
+    by_steps: Annotated[int, Option(min=0, help="held-out problems of each number of steps, 1 to 8")] = 0,
 ) -> None:
-    """Make raw pools and held-out problems, from this machine's Python or from your own data."""
+    """Make raw pools and held-out problems, from installed packages and templates or from your own data."""
     from megatron_mathcpt.data.corpora import make_corpora
+    from megatron_mathcpt.data.problems import ProblemMix
 
-    manifest = make_corpora(out, data, seed)
+    manifest = make_corpora(out, data, seed, ProblemMix(evaluation_by_steps=by_steps))
     files = manifest.outputs.items()
     rows = [(name, manifest.counts[Path(name).stem], file.bytes / 1e6) for name, file in files]
     print_table(("file", "records", "MB"), rows, f"corpora in {out}")

@@ -188,7 +188,28 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
     _check_pairs("--compare", more, study.scored)
     kept = [pair for pair in pairs if set(pair) <= set(study.scored)]
     models = {name: row for name, row in file.models.items() if name in study.scored}
-    return replace(study, models=models, comparisons=(*kept, *more))
+    return _with_seeds(replace(study, models=models, comparisons=(*kept, *more)), at.seeds or file.seeds)
+
+
+def _with_seeds(study: Study, seeds: int) -> Study:
+    """`study` with further seeds of each run, which start from runs of their own seed; averages have one."""
+    if seeds > 1 and study.mixtures:
+        raise ConfigError(f"seeds: {seeds}: a search of mixtures has one seed; leave out mixtures, or seeds")
+    runs, scored = {**study.runs}, [*study.scored]
+    for seed in range(2, seeds + 1):
+        names = {name: f"{name}_seed{seed}" for name in study.runs}
+        if taken := sorted({*names.values()} & {*study.runs, *study.averages, *study.models}):
+            raise ConfigError(f"seeds: run '{taken[0]}' has the name of another run's seed; rename it")
+        for name, run in study.runs.items():
+            start, number = run.config.init.checkpoint, run.config.seed + seed - 1
+            if (inside := study.inside(start)) and (parent := names.get(inside.parts[0])):
+                start = study.out.joinpath(parent, *inside.parts[1:])
+            init = run.config.init.model_copy(update={"checkpoint": start})
+            config = run.config.model_copy(update={"name": names[name], "seed": number, "init": init})
+            mark = {"seed": f"set by seeds; {name} has {run.config.seed}"}
+            runs[names[name]] = replace(run, config=config, marks={**run.marks, **mark})
+        scored += [names[name] for name in study.scored if name in names]
+    return replace(study, runs=runs, scored=tuple(scored))
 
 
 def pairs_of(comparisons: Sequence[str]) -> list[tuple[str, str]]:

@@ -76,9 +76,14 @@ class AverageRow(Section):
 
 
 class CorporaNode(Section):
-    """Raw pools: generated from `seed`, or read from the folder given as `--data`."""
+    """Raw pools: generated from `seed`, or read from the folder given as `--data`.
+
+    `by_steps` is the number of generated held-out problems of each number of steps, 1 to 8, in a set of
+    their own.
+    """
 
     seed: int
+    by_steps: int = Field(default=0, ge=0)
 
 
 class SynthesisNode(Section):
@@ -133,7 +138,7 @@ class EvaluationNode(Section):
     data_parallel_size: int = Field(default=1, ge=1)
 
     def check_together(self) -> None:
-        scored = {*(self.sets or STUDY_SETS), "heldout_en", "heldout_zh"}
+        scored = {*(self.sets or STUDY_SETS), "heldout_en", "heldout_zh", "heldout_steps"}
         wrong = [] if isinstance(self.shots, int) or "all" in scored else sorted(self.shots.keys() - scored)
         if wrong:
             raise ValueError(f"shots.{wrong[0]}: is not scored; scored are {', '.join(sorted(scored))}")
@@ -154,9 +159,9 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures` and `evaluation` replace the study's. `set`
-    applies to the complete file of every run, before its row's own changes. An entry of `runs` or `corpus`
-    changes the row of that name after its own changes, removes it (null), or is new and comes first.
+    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures`, `evaluation` and `seeds` replace the study's.
+    `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
+    `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
 
     out: Path
@@ -168,6 +173,7 @@ class Scale(Section):
     microanneals: dict[Name, Microanneal] | None = None
     mixtures: dict[Name, Mixture] | None = None
     evaluation: EvaluationNode | None = None
+    seeds: int | None = Field(default=None, ge=1)
 
 
 class StudyFile(Section):
@@ -178,7 +184,8 @@ class StudyFile(Section):
     [RUN], last: 3}` of its newest checkpoints. `models` are models of others, which are only scored;
     configs/paper/baselines.yaml has these alone. `microanneals` and `mixtures` are many runs each
     (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
-    `report` what is compared; `scale` has other sizes by name.
+    `report` what is compared; `scale` has other sizes by name. With `seeds` of 2 or more each run is trained
+    that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them.
     """
 
     name: Name
@@ -194,6 +201,7 @@ class StudyFile(Section):
     models: dict[Name, ModelRow] = Field(default_factory=dict)
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()
+    seeds: int = Field(default=1, ge=1)
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
     def check_together(self) -> None:

@@ -1,16 +1,15 @@
 """Make the quickstart's raw pools and held-out problems, from this machine or from the user's data.
 
-This machine provides Python's documentation topics, docstrings of installed packages (parsed, never imported)
-and school problems from templates. The user's data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`,
-`text`, `source`; problem_solving with `question`, `solution`, `answer`, and, if known, `id`, `lang`, `stage`,
-`steps`, `source`; other fields are kept in `extra`.
+Without data, the text is the documentation of packages that every environment of ours has (docstrings,
+parsed and never imported), so machines with the same versions get the same text; the problems are from
+templates. The user's data is `<pool>.jsonl[.gz]`: general and math_corpus with `id`, `text`, `source`;
+problem_solving with `question`, `solution`, `answer`, and, if known, `id`, `lang`, `stage`, `steps`,
+`source`; other fields are kept in `extra`.
 """
 
 import ast
 import hashlib
 import importlib.util
-import platform
-import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,12 @@ from itertools import chain
 from pathlib import Path
 
 from megatron_mathcpt.config.corpus import Source
-from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
+from megatron_mathcpt.data.problems import (
+    ProblemMix,
+    evaluation_problems,
+    problems_by_steps,
+    training_problems,
+)
 from megatron_mathcpt.data.sources import Document, require_documents
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.files import hash_file, write_atomically
@@ -30,11 +34,12 @@ from megatron_mathcpt.records import JsonObject, Language, Problem
 
 KIND = "corpora"
 POOLS = ("general", "math_corpus", "problem_solving")
-PACKAGES = ("sympy", "mpmath")
+GENERAL = ("huggingface_hub", "pydantic", "rich", "jinja2", "click", "typer")  # 2 MB of prose and signatures
+MATHEMATICS = ("sympy",)  # 5 MB
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 _MIX = ProblemMix()
 _MAXIMUM_HELD_OUT = 0.2  # of the user's problems in one language, so that a small set still trains
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"})
+_SKIPPED_FOLDERS = frozenset({"test", "tests"})
 _MINIMUM_CHARACTERS = 80  # shorter docstrings are remarks, not documents
 _Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -44,16 +49,18 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
     files = {pool: _find_pool(data, pool) for pool in POOLS} if data else {}
     inputs = {pool: hash_file(file) for pool, file in files.items()}
     if data is None:  # the versions that decide the text
-        inputs = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        inputs = {name: version(name) for name in (*GENERAL, *MATHEMATICS)}
     config = {"seed": seed, "mix": mix.model_dump(mode="json")}
     if is_complete(out, KIND, inputs=inputs, config=config):
         return load_manifest(out, KIND)
     claim_folder(out, KIND)  # before what takes long
     rows: dict[str, Iterable[JsonObject]]
     if data is None:
-        rows = {"general": standard_library(), "math_corpus": chain.from_iterable(map(package, PACKAGES))}
+        texts = {"general": GENERAL, "math_corpus": MATHEMATICS}
+        rows = {pool: chain.from_iterable(map(package, names)) for pool, names in texts.items()}
         training = training_problems(mix, seed)
-        held_out = {language: evaluation_problems(mix, language, seed) for language in LANGUAGES}
+        held_out = {str(language): evaluation_problems(mix, language, seed) for language in LANGUAGES}
+        held_out["steps"] = problems_by_steps(mix, seed)
     else:
         given = {pool: _read_pool(file, pool) for pool, file in files.items()}
         problems = [one.problem for one in given.pop("problem_solving") if one.problem]
@@ -61,11 +68,12 @@ def make_corpora(out: Path, data: Path | None = None, seed: int = 0, mix: Proble
             pool: ({"id": one.id, "text": one.text, "source": one.source} for one in found)
             for pool, found in given.items()
         }
-        training, held_out = split_problems(problems, mix, seed)
+        training, kept_back = split_problems(problems, mix, seed)
+        held_out = {str(language): found for language, found in kept_back.items()}
     rows["problem_solving"] = (problem.model_dump(mode="json") for problem in training)
-    for language, problems in held_out.items():
+    for name, problems in held_out.items():
         if problems:
-            rows[f"evaluation/heldout_{language}"] = map(evaluation_item, problems)
+            rows[f"evaluation/heldout_{name}"] = map(evaluation_item, problems)
     counts = {}
     with locked_folder(out, KIND, ["evaluation"]):
         for name, found in rows.items():
@@ -101,7 +109,8 @@ def split_problems(
 def evaluation_item(problem: Problem) -> JsonObject:
     """The problem in the schema of benchmark files; `type` decides how its answer is compared."""
     same = problem.model_dump(include={"id", "question", "answer", "solution", "stage", "steps"})
-    return same | {"type": answer_type(problem), "lang": problem.language}
+    topic = {"subject": problem.extra["topic"]} if "topic" in problem.extra else {}
+    return same | topic | {"type": answer_type(problem), "lang": problem.language}
 
 
 def answer_type(problem: Problem) -> str:
@@ -126,26 +135,15 @@ def _read_pool(file: Path, pool: str) -> Iterator[Document]:
     return require_documents(pool, Source.model_validate({"pool": pool, "path": str(file), "kind": kind}))
 
 
-def standard_library() -> Iterator[JsonObject]:
-    """Documentation topics, then docstrings of the standard library, sorted by name."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise DataError("Python's documentation topics: not found; install its whole library") from error
-    for name in sorted(topics):
-        yield {"id": f"pydoc_data.topics:{name}", "text": topics[name].strip(), "source": "python topics"}
-    yield from _docstrings(Path(sysconfig.get_path("stdlib")), "", "python standard library")
-
-
 def package(name: str) -> Iterator[JsonObject]:
     """Docstrings of an installed package; raises `DataError` if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise DataError(f"package '{name}': not installed; install it or pass your own corpora")
-    yield from _docstrings(Path(spec.origin).parent, name, name)
+    yield from _docstrings(Path(spec.origin).parent, name)
 
 
-def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[JsonObject]:
+def _docstrings(folder: Path, package: str) -> Iterator[JsonObject]:
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         if _SKIPPED_FOLDERS.intersection(parts[:-1]):
@@ -158,13 +156,13 @@ def _docstrings(folder: Path, prefix: str, source: str) -> Iterator[JsonObject]:
             continue
         documents = [("module", (ast.get_docstring(tree) or "").strip())]
         documents += [(n.name, "\n\n".join(_texts(n))) for n in tree.body if isinstance(n, _Documented)]
-        module = ".".join(part for part in (prefix, *parts) if part not in ("", "__init__"))
+        module = ".".join(part for part in (package, *parts) if part != "__init__")
         seen: Counter[str] = Counter()  # a name may be defined twice
         for name, text in documents:
             if len(text) >= _MINIMUM_CHARACTERS:
                 seen[name] += 1
                 number = f".{seen[name]}" if seen[name] > 1 else ""
-                yield {"id": f"{module}:{name}{number}", "text": text, "source": source}
+                yield {"id": f"{module}:{name}{number}", "text": text, "source": package}
 
 
 def _texts(node: _Documented) -> Iterator[str]:

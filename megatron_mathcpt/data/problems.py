@@ -26,6 +26,7 @@ from megatron_mathcpt.records import Language, Problem, Stage, id_rank
 # What a wording may name in addition to numbers.
 _COMMON = ("name", "other", "thing")
 _WORDS: dict[Language, tuple[str, ...]] = {"en": (*_COMMON, "things"), "zh": (*_COMMON, "unit")}
+MOST_STEPS = 8  # of a template
 _MOST_DRAWS = 1000  # without a new problem before a split counts as exhausted
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | float]] = {
     ast.Add: operator.add,
@@ -58,7 +59,8 @@ class ProblemMix(Section):
     train_problems: int = Field(default=30_000, ge=1)
     evaluation_problems: dict[Language, int] = Field(default={"en": 200, "zh": 100})
     chinese_share: float = Field(default=0.3, ge=0, le=1)
-    step_shares: tuple[float, float, float] = (0.85, 0.1, 0.05)  # of one, two, and three or more steps
+    step_shares: tuple[float, ...] = (0.85, 0.1, 0.05)  # of one, two, ... steps; the last of as many or more
+    evaluation_by_steps: int = Field(default=0, ge=0)  # English ones of each number of steps
     small_share: float = Field(default=0.95, ge=0, le=1)  # of the numbers without bounds of their own
     small_maximum: int = Field(default=6, ge=3, le=9)
     held_out_share: float = Field(default=0.3, gt=0, lt=1)  # for evaluation, of all (template, numbers)
@@ -157,6 +159,15 @@ def evaluation_problems(mix: ProblemMix, language: Language, seed: int) -> list[
     return list(_take(mix, language, mix.evaluation_problems.get(language, 0), chance, held_out=True))
 
 
+def problems_by_steps(mix: ProblemMix, seed: int) -> list[Problem]:
+    """`mix.evaluation_by_steps` English evaluation problems of each number of steps, fewest steps first."""
+    chance, found = random.Random(f"evaluation by steps {seed}"), list[Problem]()
+    for steps in range(1, MOST_STEPS + 1):
+        only = mix.model_copy(update={"step_shares": [float(n == steps) for n in range(1, MOST_STEPS + 1)]})
+        found += _take(only, "en", mix.evaluation_by_steps, chance, held_out=True)
+    return found
+
+
 def _take(
     mix: ProblemMix, language: Language, count: int, chance: random.Random, *, held_out: bool
 ) -> Iterator[Problem]:
@@ -164,8 +175,9 @@ def _take(
     templates = load_templates().templates
     seen: set[str] = set()
     for number in range(count):
-        wanted = chance.choices((1, 2, 3), mix.step_shares)[0]  # 3: three or more
-        names = [name for name, template in templates.items() if min(len(template.steps), 3) == wanted]
+        most = len(mix.step_shares)
+        wanted = chance.choices(range(1, most + 1), mix.step_shares)[0]
+        names = [name for name, template in templates.items() if min(len(template.steps), most) == wanted]
         weights = [templates[name].kind.weight for name in names]
         for _ in range(_MOST_DRAWS):
             name = chance.choices(names, weights)[0]

@@ -118,6 +118,29 @@ def test_a_variant_is_there_when_it_is_named(path: Path) -> None:
     assert [name for name, run in study.runs.items() if run.config.train.micro_batch_size == 2] == ["wide"]
 
 
+def test_each_seed_of_a_run_starts_from_the_parent_of_its_seed(path: Path) -> None:
+    runs = {"one": STUDY["runs"]["one"], "own": {"from": "one", "set": {"model": None}}}
+    runs["own"]["set"]["init"] = {"checkpoint": "runs/demo/one/checkpoints/step_00000008"}
+    runs["far"] = {"from": "own", "set": {"init": {"checkpoint": "elsewhere/one"}}}
+    asked = {"scale": {}, "variants": {}, "runs": runs, "averages": {"mean": {"of": ["own", "far"]}}}
+    study = load_study(write(path.parent, asked | {"seeds": 3}))
+    found = {name: (run.config.seed, run.config.init.checkpoint) for name, run in study.runs.items()}
+    steps, out, far = "checkpoints/step_00000008", study.out, Path("elsewhere/one")
+    assert found == {
+        **{"one": (1, None), "own": (1, out / "one" / steps), "far": (1, far)},
+        **{"one_seed2": (2, None), "own_seed2": (2, out / "one_seed2" / steps), "far_seed2": (2, far)},
+        **{"one_seed3": (3, None), "own_seed3": (3, out / "one_seed3" / steps), "far_seed3": (3, far)},
+    }
+    assert study.runs["own_seed2"].config.name == "own_seed2"
+    assert "seed: 2  # set by seeds; own has 1" in study.runs["own_seed2"].as_yaml()
+    assert study.scored == ("one", "own", "far", "mean", *[*found][3:])
+    assert [*load_study(path, Asked(only=["far"])).scored] == ["far", "far_seed2", "far_seed3"]
+    assert (
+        len(load_study(write(path.parent, {"scale": {"s": {"out": "x/y", "seeds": 2}}}), Asked("s")).runs)
+        == 6
+    )
+
+
 FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
 
 
@@ -165,6 +188,10 @@ FAR = {"runs": STUDY["runs"] | {"far": {"from": "twin"}}}
         ({"models": {"other": {"size": 7}}}, "models.other: give hf, a folder, or hub"),
         ({"models": {"other": {"hub": "x"}}}, "models.other.hub: expected text that matches"),
         ({"runs": {}}, "runs: give runs to train, or models to score"),
+        (
+            {"seeds": 2, "models": {"one_seed2": {"hf": "x"}}},
+            "seeds: run 'one_seed2' has the name of",
+        ),
         (
             {"evaluation": {"max_new_tokens": 8, "shots": {"gsm8k": 8, "mth": 4}}},
             "evaluation: shots.mth: is not scored; scored are .*gsm8k",

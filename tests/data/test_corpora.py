@@ -28,14 +28,15 @@ def write_own(folder: Path, problems: list[Any]) -> Path:
 def test_default_corpora_are_complete_and_reproducible(tmp_path: Path) -> None:
     first = make_corpora(tmp_path / "a", seed=3, mix=MIX)
     assert first.outputs == make_corpora(tmp_path / "b", seed=3, mix=MIX).outputs
-    assert first.outputs["general.jsonl"].bytes > 2e6
+    assert first.outputs["general.jsonl"].bytes > 1.9e6
     assert first.outputs["math_corpus.jsonl"].bytes > 4e6
     for pool in ("general", "math_corpus", "problem_solving"):
         ids = [row["id"] for row in read_json_lines(tmp_path / "a" / f"{pool}.jsonl")]
         assert len(set(ids)) == len(ids) == first.counts[pool]
     by_id = {row["id"]: row["text"] for row in read_json_lines(tmp_path / "a" / "general.jsonl")}
-    assert by_id["functools:reduce"].startswith("reduce(") and "iterable" in by_id["functools:reduce"]
-    assert 'The "assert" statement' in by_id["pydoc_data.topics:assert"]
+    assert by_id["click.utils:echo"].startswith("echo(message") and "print" in by_id["click.utils:echo"]
+    # The text depends on the versions of these packages alone, not on that of Python.
+    assert set(first.inputs) == {"huggingface_hub", "pydantic", "rich", "jinja2", "click", "typer", "sympy"}
     held_out = read_json_lines(tmp_path / "a" / "evaluation" / "heldout_zh.jsonl")
     assert [row["lang"] for row in held_out] == ["zh", "zh"]
     with pytest.raises(ManifestError, match="another config 'seed'"):

@@ -15,7 +15,7 @@ from pydantic import Field
 from megatron_mathcpt.config.corpus import Corpus, Filter, Languages, Quality
 from megatron_mathcpt.data import filters
 from megatron_mathcpt.data.build import build_corpus
-from megatron_mathcpt.data.corpora import standard_library
+from megatron_mathcpt.data.corpora import package
 from megatron_mathcpt.data.filters import find_drops, language_drop, repeated_ngrams
 from megatron_mathcpt.data.words import NOT_PUNCTUATION, split_words
 from tests.support.corpus_factory import corpus_settings
@@ -142,7 +142,7 @@ def test_quality_rules_are_datatroves_on_the_same_words(
     monkeypatch.setattr(gopher_quality_filter, "split_into_words", lambda text, language: text.split())
     off = dict.fromkeys(inspect.signature(GopherQualityFilter).parameters.keys() - {"language", "stop_words"})
     peer = GopherQualityFilter(**{**off, **theirs})
-    texts = [row["text"] for row in islice(standard_library(), 150)]
+    texts = [row["text"] for row in islice(package("sympy"), 150)]
     simple = {"min_characters": None, "max_duplicate_line_share": None, "max_bad_character_share": None}
     found = reasons(texts, quality=OFF | ours, **simple)
     kept = [peer.filter(Document(text=text, id="")) is True for text in texts]

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from megatron_mathcpt.data.corpora import evaluation_item, package, standard_library
+from megatron_mathcpt.data.corpora import evaluation_item, package
 from megatron_mathcpt.data.problems import ProblemMix, evaluation_problems, training_problems
 from megatron_mathcpt.records import Language, Problem
 
@@ -289,7 +289,7 @@ def write_samples(out: Path, count: int = 200, seed: int = 5) -> dict[str, list[
             [*lessons([*islice(pools["en"], 9 * count)]), *(row["text"] for row in package("mpmath"))]
         ),
         "chinese": cycle(lessons([*islice(pools["zh"], 6 * count)])),
-        "general": cycle(row["text"] for row in standard_library()),
+        "general": cycle(row["text"] for row in package("huggingface_hub")),
     }
     for name, (paths, write, made, kind) in TEXTS.items():
         for path in paths:
