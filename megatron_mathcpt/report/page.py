@@ -8,14 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from megatron_mathcpt.formats.evaluation_folder import KIND as EVALUATION
 from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import Cell, clock, get_logger, reporting
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
+from megatron_mathcpt.report.mathematics import mathematics
 from megatron_mathcpt.report.origins import find_manifests, find_origins
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
@@ -29,7 +31,8 @@ PAGE_START = (
     b'<meta name="generator" content="megatron_mathcpt">'
 )
 SCORE_HEADINGS = ("set", "run", "accuracy in % (95% interval)", "bits per byte")
-MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
+MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS, MAX_TIMES = 40, 24, 40  # bounds on the page, whatever the grid or corpus
+MIN_ITEMS = 10  # of a row in a plot: the interval of fewer would set the scale
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
@@ -55,6 +58,7 @@ def build_report(
         "results": results,
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
+        "colours": _number_colours(manifests, runs),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     up = Path(os.path.relpath(root, out)).as_posix()
@@ -76,6 +80,16 @@ def build_report(
             },
         )
     return out / "index.html"
+
+
+def _number_colours(manifests: Mapping[str, Manifest], names: Sequence[str]) -> dict[str, int]:
+    """The rank of each run by age among all below the folder: one more, or fewer shown, changes no other's."""
+    made: dict[str, str] = {}
+    for path, manifest in manifests.items():  # a run before its evaluation
+        if manifest.kind in ("run", EVALUATION):
+            made.setdefault(path.removesuffix(f"/{EVALUATION}"), manifest.created)
+    ranked = sorted(made, key=lambda name: (made[name], name))
+    return {name: number for number, name in enumerate(dict.fromkeys([*ranked, *names]))}
 
 
 def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -127,10 +141,11 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         **report,
         lines=describe_found(results, report["timings"]),
         search_plots={name: _search_plot(name, found) for name, found in results["searches"].items()},
-        index={name: number for number, name in enumerate(runs)},
+        index=report["colours"],
         pools=sorted(pools),
-        score_plots=_score_plots(results),
-        token_plot=_token_plot(runs),
+        score_plots=_score_plots(results, report["colours"]),
+        token_plot=_token_plot(runs, report["colours"]),
+        longest=sorted(report["timings"]["stage_seconds"].values())[-MAX_TIMES:],
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
         with_bits={
             task
@@ -142,7 +157,7 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         bits_plot=_difference_plot(
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
-        loss_plots=_loss_plots(runs),
+        loss_plots=_loss_plots(runs, report["colours"]),
         synthesis_plots={name: [*length_plots(made)] for name, made in results["synthesis"].items()},
         malformed={name: first_malformed(made) for name, made in results["synthesis"].items()},
     )
@@ -154,25 +169,23 @@ def _fill_template(template: str, **content: Any) -> str:
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
     names = ("points", "significant", "p_value", "tokens", "number", "begin_token")
-    found.filters |= {"clock": clock, **{name: getattr(figures, name) for name in names}}
+    found.filters |= {"clock": clock, "mathematics": mathematics}
+    found.filters |= {name: getattr(figures, name) for name in names}
     return found.get_template(template).render(content)
 
 
-def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
+def _score_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
     """A plot for each task: every run's accuracy with its interval, all on one scale."""
-    runs = results["runs"]
-    top = max((score["high"] for run in runs.values() for score in run["scores"].values()), default=0.0)
-    plots = []
-    for task in results["tasks"]:
-        rows = []
-        for index, (name, run) in enumerate(runs.items()):
-            if score := run["scores"].get(task):
-                low, share, high = (score[key] for key in ("low", "accuracy", "high"))
-                counts, ends = f"{score['correct']} of {score['n']}", map(figures.points, (low, high))
-                text = f"{name}: {figures.points(share)} % ({counts}), 95% {' to '.join(ends)}"
-                rows.append((name, index, low, share, high, text))
-        plots.append(interval_plot(task, rows, 0.0, top))
-    return plots
+    rows: dict[str, list[figures.Interval]] = {task: [] for task in results["tasks"]}
+    scores = [(name, *found) for name, run in results["runs"].items() for found in run["scores"].items()]
+    for name, task, score in scores:
+        if score["n"] >= MIN_ITEMS:
+            low, share, high = (score[key] for key in ("low", "accuracy", "high"))
+            counts, ends = f"{score['correct']} of {score['n']}", map(figures.points, (low, high))
+            text = f"{name}: {figures.points(share)} % ({counts}), 95% {' to '.join(ends)}"
+            rows[task].append((name, colours[name], low, share, high, text))
+    top = max((row[4] for found in rows.values() for row in found), default=0.0)
+    return [interval_plot(task, found, 0.0, top) for task, found in rows.items() if found]
 
 
 def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
@@ -188,7 +201,7 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plo
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
     shown = [row for row in shown if row["low"] is not None]  # one item has no interval
-    if not shown:
+    if not (shown := [row for row in shown if row["n"] >= MIN_ITEMS] or shown):
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
     rows, ends = [], [0.0]
@@ -201,22 +214,22 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plo
     return interval_plot(f"{title}, {unit}", rows, min(ends), max(ends))
 
 
-def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
+def _token_plot(runs: Mapping[str, Any], colours: Mapping[str, int]) -> Plot | None:
     """Accuracy over all tasks against the tokens of mathematics that a run and its parents saw."""
     points = [
-        (name, index, [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
-        for index, (name, run) in enumerate(runs.items())
+        (name, colours[name], [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
+        for name, run in runs.items()
         if run["total"]
     ]
     return line_plot("accuracy, all tasks", points, from_zero=False)
 
 
-def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
+def _loss_plots(runs: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
     curves: dict[str, list[figures.Curve]] = {"training loss": []}
-    for index, (name, run) in enumerate(runs.items()):
-        curves["training loss"].append((name, index, run["train_loss"]))
+    for name, run in runs.items():
+        curves["training loss"].append((name, colours[name], run["train_loss"]))
         for pool, curve in run["validation_loss"].items():
-            curves.setdefault(f"validation loss, {pool}", []).append((name, index, curve))
+            curves.setdefault(f"validation loss, {pool}", []).append((name, colours[name], curve))
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]
 
 

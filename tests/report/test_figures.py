@@ -44,7 +44,7 @@ def test_a_line_goes_through_its_values() -> None:
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
     top, bottom = (212 - (value - 1.88) / 2.24 * 200 for value in (4.0, 2.0))
-    assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
+    assert plot.path(curve) == f"M0,{top:.2f}L100,{bottom:.2f}"
     # a single point has axes; without points there is no plot
     alone = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
     assert alone is not None
@@ -52,9 +52,21 @@ def test_a_line_goes_through_its_values() -> None:
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
-def test_a_long_name_widens_the_plot_and_overlaps_no_interval() -> None:
+def test_a_long_name_is_above_its_interval_and_a_short_one_left_of_it() -> None:
     names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
-    plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
-    assert plot.x.start == 14 + 6.4 * len(names[0])
-    assert plot.width == pytest.approx(440 + 6.4 * (len(names[0]) - 34))
-    assert plot.x.at(-0.2) >= plot.x.start
+    rows = [(name, 0, -0.2, 0.0, 0.2, "") for name in names]
+    long, short = (interval_plot("t", shown, -0.2, 0.2) for shown in (rows, rows[1:]))
+    assert (long.left, short.left) == (14, 14 + 6.8 * 5)
+    assert (long.y.at(1) - long.y.at(0), short.y.at(1) - short.y.at(0)) == (41.6, 26)
+    assert (long.x.at(-0.2), long.x.at(0.0), long.x.at(0.2)) == (0, 50, 100)  # percent
+
+
+def test_names_of_single_points_do_not_overlap() -> None:
+    # y spans 0..10 with 6 % of room: -0.6..10.6 over 212..12, so 10 is at 22.71, 9.9 at 24.5, 0 at 201.29
+    found = [("a", 0, [(1.0, 0.0)]), ("b", 1, [(2.0, 10.0)]), ("c", 2, [(2.0, 9.9)])]
+    plot = line_plot("t", found)
+    assert plot is not None and plot.labels() == pytest.approx([201.29, 22.71, 36.71])
+    curves = [("d", 3, [(1.0, 0.0), (2.0, 1.0)])]
+    for more in (curves, found * 5):  # a line, and too many points
+        other = line_plot("t", [*found, *more])
+        assert other is not None and other.labels() == []

@@ -53,7 +53,7 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert len(ids) == len(set(ids))
     tables = ("score", "subset", "comparison", "run", "token", "origin", "time", "version")
     assert {f"{name}-table" for name in tables} <= set(ids)
-    labels = [found["aria-label"] for tag, found in checker.elements if tag == "svg"]
+    labels = [found["aria-label"] for _, found in checker.elements if found.get("role") == "img"]
     losses = [f"{n} against tokens" for n in ("training loss", *(f"validation loss, {p}" for p in POOLS))]
     scores = ["heldout_en", "heldout_zh", "accuracy, all tasks against tokens"]
     assert labels == [*scores, "difference, percentage points", *losses]
