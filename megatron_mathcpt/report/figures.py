@@ -1,7 +1,7 @@
 """Format numbers as text, and lay out plots that templates draw: across in percent, down in pixels.
 
-So a plot fills any width, with type of one size. The page's script converts coordinates back to values, so the
-page needs no second copy of the data, and stays small with fifty runs.
+So a plot fills any width, with type of one size. The page's script converts coordinates back to values, so
+the page needs no second copy of the data, and stays small with fifty runs.
 """
 
 import math
@@ -101,20 +101,11 @@ class Plot:
     left: float = LEFT
     height: float = HEIGHT
     unit: str = ""
+    labels: Sequence[float] = ()  # heights of names next to the points of line_plot
 
     def path(self, curve: Iterable[Point]) -> str:
         """SVG path of a curve."""
         return "M" + "L".join(f"{self.x.at(a):g},{self.y.at(b):g}" for a, b in curve)
-
-    def labels(self) -> list[float]:
-        """The height of each row's name next to its only point; none if a row is a line, or they are many."""
-        if len(self.rows) > MAX_LABELS or any(len(row[2]) > 1 for row in self.rows):
-            return []
-        heights, lowest = dict[int, float](), self.y.end
-        for height, number in sorted((self.y.at(row[2][0][1]), n) for n, row in enumerate(self.rows)):
-            heights[number] = lowest = max(height, lowest)
-            lowest += LABEL_HEIGHT
-        return [heights[number] for number in range(len(heights))]
 
 
 def line_plot(title: str, curves: Iterable[Curve], *, from_zero: bool = True) -> Plot | None:
@@ -124,7 +115,10 @@ def line_plot(title: str, curves: Iterable[Curve], *, from_zero: bool = True) ->
         return None
     across, up = zip(*(point for _, _, curve in rows for point in curve), strict=True)
     ends = _padded([0.0, *across], 0.0) if from_zero else _padded(across, 0.06)
-    return Plot(title, rows, Axis(*ends, 0, 100), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
+    y = Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP)
+    named = len(rows) <= MAX_LABELS and all(len(points) == 1 for _, _, points in rows)
+    labels = _spread([y.at(points[0][1]) for _, _, points in rows]) if named else []
+    return Plot(title, rows, Axis(*ends, 0, 100), y, labels=labels)
 
 
 def interval_plot(title: str, rows: Sequence[Interval], low: float, high: float) -> Plot:
@@ -152,6 +146,15 @@ def pair_plot(title: str, unit: str, pairs: Sequence[TwoBars]) -> Plot:
     plot = bar_plot(title, unit, [(label, max(first, second), text) for label, first, second, text in pairs])
     rows = [(str(bar[0]), *pair[1:]) for bar, pair in zip(plot.rows, pairs, strict=True)]
     return replace(plot, rows=rows)
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """The heights, moved down where they would overlap."""
+    found, least = [0.0] * len(heights), TOP
+    for number in sorted(range(len(heights)), key=lambda number: heights[number]):
+        found[number] = max(heights[number], least)
+        least = found[number] + LABEL_HEIGHT
+    return found
 
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:

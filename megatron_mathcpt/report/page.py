@@ -37,12 +37,7 @@ _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
 def build_report(
-    root: Path,
-    out: Path,
-    *,
-    runs: Sequence[str],
-    comparisons: Sequence[Pair],
-    study: bool = False,
+    root: Path, out: Path, *, runs: Sequence[str], comparisons: Sequence[Pair], study: bool = False
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
@@ -73,21 +68,16 @@ def build_report(
             KIND,
             inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
             counts={"runs": len(runs), "comparisons": len(comparisons)},
-            config={
-                "runs": [*runs],
-                "comparisons": [*map(list, comparisons)],
-                "study": study,
-            },
+            config={"runs": [*runs], "comparisons": [*map(list, comparisons)], "study": study},
         )
     return out / "index.html"
 
 
 def _number_colours(manifests: Mapping[str, Manifest], names: Sequence[str]) -> dict[str, int]:
-    """The rank of each run by age among all below the folder: one more, or fewer shown, changes no other's."""
-    made: dict[str, str] = {}
-    for path, manifest in manifests.items():  # a run before its evaluation
-        if manifest.kind in ("run", EVALUATION):
-            made.setdefault(path.removesuffix(f"/{EVALUATION}"), manifest.created)
+    """The rank of each run by age among all below the folder, which one more run does not change."""
+    kinds, end = ("run", EVALUATION), f"/{EVALUATION}"
+    rows = [(path, found.created) for path, found in manifests.items() if found.kind in kinds]
+    made = {path.removesuffix(end): created for path, created in rows[::-1]}  # a run's own time replaces
     ranked = sorted(made, key=lambda name: (made[name], name))
     return {name: number for number, name in enumerate(dict.fromkeys([*ranked, *names]))}
 
@@ -130,7 +120,8 @@ def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 def render(report: Mapping[str, Any], title: str, up: str) -> str:
     """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
-    runs = results["runs"]
+    runs, colours = results["runs"], report["colours"]
+    scores = [found for run in runs.values() for found in run["scores"].items()]
     pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
     return _fill_template(
         "index.html.j2",
@@ -141,23 +132,18 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         **report,
         lines=describe_found(results, report["timings"]),
         search_plots={name: _search_plot(name, found) for name, found in results["searches"].items()},
-        index=report["colours"],
+        index=colours,
         pools=sorted(pools),
-        score_plots=_score_plots(results, report["colours"]),
-        token_plot=_token_plot(runs, report["colours"]),
+        score_plots=_score_plots(results, colours),
+        token_plot=_token_plot(runs, colours),
         longest=sorted(report["timings"]["stage_seconds"].values())[-MAX_TIMES:],
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
-        with_bits={
-            task
-            for run in runs.values()
-            for task, score in run["scores"].items()
-            if score["bits_per_byte"] is not None
-        },
+        with_bits={task for task, score in scores if score["bits_per_byte"] is not None},
         difference_plot=_difference_plot(results["comparisons"], "percentage points"),
         bits_plot=_difference_plot(
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
-        loss_plots=_loss_plots(runs, report["colours"]),
+        loss_plots=_loss_plots(runs, colours),
         synthesis_plots={name: [*length_plots(made)] for name, made in results["synthesis"].items()},
         malformed={name: first_malformed(made) for name, made in results["synthesis"].items()},
     )
@@ -200,8 +186,7 @@ def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
-    shown = [row for row in shown if row["low"] is not None]  # one item has no interval
-    if not (shown := [row for row in shown if row["n"] >= MIN_ITEMS] or shown):
+    if not (shown := [row for row in shown if row["n"] >= MIN_ITEMS]):
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
     rows, ends = [], [0.0]

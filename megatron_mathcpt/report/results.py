@@ -214,7 +214,7 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
     Without comparisons, items with the output of one run; of many cells, one item each of `MAX_CELLS`.
     """
     by_name = {run.name: run for run in runs}
-    groups = pairs or [(run.name,) for run in runs]
+    groups: Sequence[tuple[str, ...]] = pairs or [(run.name,) for run in runs]
     cells = [(group, *cell) for group in groups for cell in _kinds(*(by_name[name] for name in group))]
     chances = sorted(range(len(cells)), key=lambda number: _chance(str(cells[number][:3])))
     cells = [cells[number] for number in sorted(chances[:MAX_CELLS])]
