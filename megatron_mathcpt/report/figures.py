@@ -57,7 +57,6 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 NARROW, HEIGHT = 260.0, 250.0  # pixels between the axes on a phone, and of a plot from top to bottom
 LEFT, TOP, BOTTOM = 46.0, 12.0, 38.0  # room for tick labels and axis names
 ROW_HEIGHT, LETTER_WIDTH, MAX_LETTERS = 26.0, 6.8, 20  # a longer name is above its interval
-LABEL_HEIGHT, MAX_LABELS = 14.0, 12  # of curves of one point, which have their names next to them
 Point = tuple[float, float]
 Curve = tuple[str, int, Sequence[Point]]  # name, index of colour and dashes, points
 Interval = tuple[str, int, float, float, float, str]  # name, colour, low end, value, high end, text on hover
@@ -101,7 +100,6 @@ class Plot:
     left: float = LEFT
     height: float = HEIGHT
     unit: str = ""
-    labels: Sequence[float] = ()  # heights of names next to the points of line_plot
 
     def path(self, curve: Iterable[Point]) -> str:
         """SVG path of a curve."""
@@ -115,10 +113,7 @@ def line_plot(title: str, curves: Iterable[Curve], *, from_zero: bool = True) ->
         return None
     across, up = zip(*(point for _, _, curve in rows for point in curve), strict=True)
     ends = _padded([0.0, *across], 0.0) if from_zero else _padded(across, 0.06)
-    y = Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP)
-    named = len(rows) <= MAX_LABELS and all(len(points) == 1 for _, _, points in rows)
-    labels = _spread([y.at(points[0][1]) for _, _, points in rows]) if named else []
-    return Plot(title, rows, Axis(*ends, 0, 100), y, labels=labels)
+    return Plot(title, rows, Axis(*ends, 0, 100), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
 
 
 def interval_plot(title: str, rows: Sequence[Interval], low: float, high: float) -> Plot:
@@ -146,15 +141,6 @@ def pair_plot(title: str, unit: str, pairs: Sequence[TwoBars]) -> Plot:
     plot = bar_plot(title, unit, [(label, max(first, second), text) for label, first, second, text in pairs])
     rows = [(str(bar[0]), *pair[1:]) for bar, pair in zip(plot.rows, pairs, strict=True)]
     return replace(plot, rows=rows)
-
-
-def _spread(heights: Sequence[float]) -> list[float]:
-    """The heights, moved down where they would overlap."""
-    found, least = [0.0] * len(heights), TOP
-    for number in sorted(range(len(heights)), key=lambda number: heights[number]):
-        found[number] = max(heights[number], least)
-        least = found[number] + LABEL_HEIGHT
-    return found
 
 
 def _padded(values: Sequence[float], share: float) -> tuple[float, float]:

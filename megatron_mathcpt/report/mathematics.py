@@ -51,17 +51,15 @@ _SPELLINGS = (
     (r"(?<=\d),(?:\\!)?(?=\d{3}(?!\d))", r"\\text{,}"),  # no space after it
     (r"(?<!\\)((?:\\\\)*)%", r"\1\\%"),  # else it begins a comment, as in `50%`
 )
-_PARTS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 2) | {
-    "msubsup": 3,
-    "munderover": 3,
-}
-_ELEMENTS = {*_PARTS, "mrow", "mi", "mn", "mo", "mtext", "mspace", "msqrt", "mtable", "mtr", "mtd", "mstyle"}
-_ELEMENTS |= {"mpadded", "mphantom", "menclose"}
+_PARTS = dict.fromkeys(("mfrac", "mroot", "msub", "msup", "munder", "mover"), 2)  # children
+_PARTS |= {"msubsup": 3, "munderover": 3}
+_ELEMENT = re.compile("m(?:row|i|n|o|text|space|sqrt|table|tr|td|style|padded|phantom|enclose)")
 # Lengths are short, so that no part of a formula covers what is next to it.
-_SIZES = ("linethickness", "minsize", "maxsize", "lspace", "rspace", "width", "height", "depth")
-_VALUES = dict.fromkeys(_SIZES, r"[+-]?0?\.\d+(?:em|ex|pt)|\d(?:\.\d+)?(?:em|ex|pt|px)?")
-_WORD = ("stretchy", "fence", "accent", "movablelimits", "largeop", "displaystyle", "form", "columnalign")
-_VALUES |= dict.fromkeys((*_WORD, "mathvariant", "notation"), "[a-z -]+") | {"scriptlevel": "[012]"}
+_ATTRIBUTE = re.compile(
+    r" (?:stretchy|fence|accent|movablelimits|largeop|displaystyle|form|columnalign|mathvariant|notation)"
+    r'="[a-z -]+"| (?:linethickness|minsize|maxsize|lspace|rspace|width|height|depth|scriptlevel)'
+    r'="(?:[+-]?0?\.\d+(?:em|ex|pt)|\d(?:\.\d+)?(?:em|ex|pt|px)?)"'
+)
 _RULE, _MINUS = "&#x02015;", "&#x02212;"  # as latex2mathml writes symbols
 
 
@@ -116,15 +114,14 @@ def _mathml(element: Element, depth: int = 0) -> Markup | None:
     """An element with all below it; None if it is not one we know, lacks a part or shows a command."""
     tag, text = element.tag, html.unescape(element.text or "")
     below = [_mathml(child, depth + 1) for child in element] if depth < MAX_DEPTH else [None]
-    if tag not in _ELEMENTS or None in below or _PARTS.get(tag, len(below)) != len(below):
-        return None
-    if _COMMAND.search(text) and tag != "mtext":
+    is_known = (tag in _PARTS or _ELEMENT.fullmatch(tag)) and (tag == "mtext" or not _COMMAND.search(text))
+    if not is_known or None in below or _PARTS.get(tag, len(below)) != len(below):
         return None
     if tag in ("mover", "munder") and element[1].text == _RULE:  # which no browser stretches
         return Markup('<mrow class="{}">{}</mrow>').format(tag[1:], below[0])
     inner = Markup("").join([escape(text), *(part for part in below if part is not None)])
     if tag == "mrow" and len(below) == 1:
         return inner
-    known = ((name, value) for name, value in element.attrib.items() if name in _VALUES)
-    given = [Markup(' {}="{}"').format(*one) for one in known if re.fullmatch(_VALUES[one[0]], one[1])]
-    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup("").join(given), inner)
+    given = (Markup(' {}="{}"').format(*one) for one in element.items())
+    attributes = Markup("").join(one for one in given if _ATTRIBUTE.fullmatch(one))
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, attributes, inner)

@@ -155,8 +155,8 @@ def _fill_template(template: str, **content: Any) -> str:
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
     names = ("points", "significant", "p_value", "tokens", "number", "begin_token")
-    found.filters |= {"clock": clock, "mathematics": mathematics}
-    found.filters |= {name: getattr(figures, name) for name in names}
+    own = {name: getattr(figures, name) for name in names}
+    found.filters |= own | {"clock": clock, "mathematics": mathematics}
     return found.get_template(template).render(content)
 
 

@@ -59,14 +59,3 @@ def test_a_long_name_is_above_its_interval_and_a_short_one_left_of_it() -> None:
     assert (long.left, short.left) == (14, 14 + 6.8 * 5)
     assert (long.y.at(1) - long.y.at(0), short.y.at(1) - short.y.at(0)) == (41.6, 26)
     assert (long.x.at(-0.2), long.x.at(0.0), long.x.at(0.2)) == (0, 50, 100)  # percent
-
-
-def test_names_of_single_points_do_not_overlap() -> None:
-    # y spans 0..10 with 6 % of room: -0.6..10.6 over 212..12, so 10 is at 22.71, 9.9 at 24.5, 0 at 201.29
-    found = [("a", 0, [(1.0, 0.0)]), ("b", 1, [(2.0, 10.0)]), ("c", 2, [(2.0, 9.9)])]
-    plot = line_plot("t", found)
-    assert plot is not None and plot.labels == pytest.approx([201.29, 22.71, 36.71])
-    curves = [("d", 3, [(1.0, 0.0), (2.0, 1.0)])]
-    for more in (curves, found * 5):  # a line, and too many points
-        other = line_plot("t", [*found, *more])
-        assert other is not None and not other.labels
