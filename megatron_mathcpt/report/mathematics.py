@@ -36,17 +36,14 @@ _NO_WORDS = re.compile(rf"\\(?:text\w*|mbox|hbox|mathrm|operatorname|begin|end) 
 _REFUSED = re.compile(r"\\(?:(?:re)?newcommand|def|DeclareMathOperator|newenvironment|unicode)(?![a-zA-Z])")
 # Other spellings of what latex2mathml knows; the ends of an equation are those of the formula.
 _SPELLINGS = (
-    (
-        r"\\(?:(?:begin|end)\{equation\*?\}|displaylimits|nonumber|label\{[^{}]*\}|hfill|allowbreak)|@\{[^{}]*\}",
-        "",
-    ),
+    (r"\\(?:(?:begin|end)\{equation\*?\}|displaylimits|nonumber|label\{[^{}]*\}|hfill)|@\{[^{}]*\}", ""),
     (r"\\(begin|end)\{(?:align(?:ed|at)?|gather(?:ed)?|eqnarray|multline|split)\*?\}", r"\\\1{align*}"),
     (r"\\(begin|end)\{tabular\}", r"\\\1{array}"),
     (r"\\(begin|end)\{[dr]cases\}", r"\\\1{cases}"),
     (r"\\begin\{([pbvBV]matrix)\}.*?\\end\{\1\}", r"{\g<0>}"),  # with its fences, one base of an exponent
     (r"\\cline\{[\d-]*\}", r"\\hline"),
     (r"\\textbar(?:\{\})? ?", "|"),
-    (r"\\text(less|greater)(?:\{\})? ?", r"\\\1 "),
+    (r"\\text([lg])(?:ess|reater)(?:\{\})? ?", r"\\\1t "),
     (r"\\arg(?![a-z])", r"\\operatorname{arg}"),
     (r"(?<=\d),(?:\\!)?(?=\d{3}(?!\d))", r"\\text{,}"),  # no space after it
     (r"(?<!\\)((?:\\\\)*)%", r"\1\\%"),  # else it begins a comment, as in `50%`
@@ -90,12 +87,12 @@ def _part(found: re.Match[str]) -> Markup:
 @lru_cache(maxsize=4096)
 def _formula(source: str, written: str, *, block: bool) -> Markup | None:
     """A formula as MathML; None if it cannot be converted whole."""
-    for spelling, known in _SPELLINGS:
-        source = re.sub(spelling, known, source, flags=re.DOTALL)
     plain = re.sub(r"\\.", "", source, flags=re.DOTALL)
     # Definitions could repeat themselves without end.
     if len(source) > MAX_SOURCE or plain.count("{") != plain.count("}") or _REFUSED.search(source):
         return None
+    for spelling, known in _SPELLINGS:
+        source = re.sub(spelling, known, source, flags=re.DOTALL)
     shown = None
     with suppress(Exception):  # of many kinds, its own and those of indexing, for what it does not know
         row = convert_to_element(source.strip(), display="block" if block else "inline")[0]
