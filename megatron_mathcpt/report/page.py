@@ -74,11 +74,12 @@ def build_report(
 
 
 def _number_colours(manifests: Mapping[str, Manifest], names: Sequence[str]) -> dict[str, int]:
-    """The rank of each run by age among all below the folder, which one more run does not change."""
+    """The rank of each run by age among all below the folder, which a new one does not change."""
     kinds, end = ("run", EVALUATION), f"/{EVALUATION}"
-    rows = [(path, found.created) for path, found in manifests.items() if found.kind in kinds]
-    made = {path.removesuffix(end): created for path, created in rows[::-1]}  # a run's own time replaces
-    ranked = sorted(made, key=lambda name: (made[name], name))
+    rows = [(path, found) for path, found in manifests.items() if found.kind in kinds]
+    # A run replaces its own evaluation; models that were only scored come after the runs.
+    made = {path.removesuffix(end): (found.kind != "run", found.created, path) for path, found in rows[::-1]}
+    ranked = sorted(made, key=lambda name: made[name])
     return {name: number for number, name in enumerate(dict.fromkeys([*ranked, *names]))}
 
 
