@@ -39,7 +39,7 @@ def tokens(count: float | None, *, tick: bool = False) -> str:
         if abs(count) >= 0.9995 * size:  # 999,600 rounds to 1.00 M, not to 1000 k
             value = count / size
             return f"{value:.3g} {unit}" if tick or value >= 99.95 else f"{value:#.3g} {unit}"
-    return f"{count:.0f}"
+    return f"{count:g}" if tick else f"{count:.0f}"
 
 
 def begin_token(text: str | None) -> str:

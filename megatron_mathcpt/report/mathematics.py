@@ -93,18 +93,16 @@ def _formula(source: str, written: str, *, block: bool) -> Markup | None:
         return None
     for spelling, known in _SPELLINGS:
         source = re.sub(spelling, known, source, flags=re.DOTALL)
-    shown = None
     with suppress(Exception):  # of many kinds, its own and those of indexing, for what it does not know
         row = convert_to_element(source.strip(), display="block" if block else "inline")[0]
         for before, sign in pairwise(row.iter()):
             if sign.text == _MINUS and before.tag == "mo" and before.text not in (")", "]", "|"):
                 sign.set("form", "prefix")  # not a difference, so no space after it
-        shown = _mathml(row)
-    if not shown:
-        return None
-    note = Markup('<annotation encoding="application/x-tex">{}</annotation>').format(written)
-    display = Markup(' display="block"') if block else ""
-    return Markup("<math{}><semantics>{}{}</semantics></math>").format(display, shown, note)
+        if shown := _mathml(row):
+            note = Markup('<annotation encoding="application/x-tex">{}</annotation>').format(written)
+            display = Markup(' display="block"') if block else ""
+            return Markup("<math{}><semantics>{}{}</semantics></math>").format(display, shown, note)
+    return None
 
 
 def _mathml(element: Element, depth: int = 0) -> Markup | None:

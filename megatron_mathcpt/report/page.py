@@ -192,9 +192,11 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plo
     several = len({(row["second"], row["first"]) for row in shown}) > 1
     rows, ends = [], [0.0]
     for row in shown:
-        name = f"{row['second']} − {row['first']}" if several else row["task"]
+        pair = f"{row['second']} − {row['first']}" + f", {row['task']}" * (row["task"] != POOLED)
         low, share, high = (row[key] for key in ("low", "difference", "high"))
-        rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
+        rows.append(
+            (pair if several else row["task"], _COLOURS[row["verdict"]], low, share, high, row["sentence"])
+        )
         ends += [low, high]
     title = "difference" if several else f"{shown[0]['second']} − {shown[0]['first']}"
     return interval_plot(f"{title}, {unit}", rows, min(ends), max(ends))

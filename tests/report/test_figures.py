@@ -14,7 +14,7 @@ NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     partial(points, sign=True): {-0.051: "−5.1", 0.051: "+5.1", -1e-9: "0.0"},
     tokens: {63.0e9: "63.0 B", 999_600: "1.00 M", 999_400: "999 k", 99_960: "100 k"}
     | {14_700: "14.7 k", 17: "17", 104_857_600_000: "105 B"},
-    partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B"},
+    partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B", 0.5: "0.5", 400.0: "400"},
 }
 
 

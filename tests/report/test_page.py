@@ -117,12 +117,13 @@ def test_rows_of_few_items_are_in_no_plot_and_one_is_one(tmp_path: Path) -> None
 
 
 def test_outputs_are_bounded_and_of_all_kinds(tmp_path: Path) -> None:
-    """50 runs have 100 groups of items; one item each of 96 is shown, chosen by a hash."""
-    right = {f"run{number}": {"a_en": [True] * 6 + [False] * 6} for number in range(50)}
+    """17 runs on three tasks have 102 groups of items; one item each of 96 is shown, chosen by a hash."""
+    tasks = {f"{task}_en": [True, False] for task in "abc"}
+    right = {f"run{number}": tasks for number in range(17)}
     root = write_results(tmp_path / "many", right)
     samples = report_json(root, tuple(right), [])["results"]["samples"]
-    assert len(samples) == len({(*one["pair"], one["kind"]) for one in samples}) == 96
-    assert 44 < sum(one["kind"] == "right" for one in samples) < 52
+    assert len(samples) == len({(*one["pair"], one["task"], one["kind"]) for one in samples}) == 96
+    assert 45 <= sum(one["kind"] == "right" for one in samples) <= 51
     assert {one["language"] for one in samples} == {"en"}
 
 
