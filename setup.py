@@ -63,6 +63,8 @@ setup(
         "typer>=0.19",
         "rich>=13",
         "jinja2>=3.1",
+        "markupsafe",  # jinja2 brings it
+        "latex2mathml>=3.80",  # formulas of the pages
         "numba>=0.63",  # compiles the loops over characters and words
         "numpy",
         "orjson",

@@ -1,7 +1,7 @@
-"""Format numbers as text, and lay out plots in the user units of an SVG, which templates draw.
+"""Format numbers as text, and lay out plots that templates draw: across in percent, down in pixels.
 
-The page's script converts coordinates back to values, so the page needs no second copy of the data, and stays
-small with fifty runs.
+So a plot fills any width, with type of one size. The page's script converts coordinates back to values, so
+the page needs no second copy of the data, and stays small with fifty runs.
 """
 
 import math
@@ -39,7 +39,7 @@ def tokens(count: float | None, *, tick: bool = False) -> str:
         if abs(count) >= 0.9995 * size:  # 999,600 rounds to 1.00 M, not to 1000 k
             value = count / size
             return f"{value:.3g} {unit}" if tick or value >= 99.95 else f"{value:#.3g} {unit}"
-    return f"{count:.0f}"
+    return f"{count:g}" if tick else f"{count:.0f}"
 
 
 def begin_token(text: str | None) -> str:
@@ -54,9 +54,9 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
-WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 38.0  # room for tick labels and axis names
-ROW_HEIGHT, LETTER_WIDTH, MAX_LETTERS = 26.0, 6.4, 34  # a longer name widens the plot
+NARROW, HEIGHT = 260.0, 250.0  # pixels between the axes on a phone, and of a plot from top to bottom
+LEFT, TOP, BOTTOM = 46.0, 12.0, 38.0  # room for tick labels and axis names
+ROW_HEIGHT, LETTER_WIDTH, MAX_LETTERS = 26.0, 6.8, 20  # a longer name is above its interval
 Point = tuple[float, float]
 Curve = tuple[str, int, Sequence[Point]]  # name, index of colour and dashes, points
 Interval = tuple[str, int, float, float, float, str]  # name, colour, low end, value, high end, text on hover
@@ -97,7 +97,7 @@ class Plot:
     rows: Sequence[Curve | Interval | Bar | TwoBars]
     x: Axis
     y: Axis
-    width: float = WIDTH
+    left: float = LEFT
     height: float = HEIGHT
     unit: str = ""
 
@@ -113,25 +113,25 @@ def line_plot(title: str, curves: Iterable[Curve], *, from_zero: bool = True) ->
         return None
     across, up = zip(*(point for _, _, curve in rows for point in curve), strict=True)
     ends = _padded([0.0, *across], 0.0) if from_zero else _padded(across, 0.06)
-    return Plot(title, rows, Axis(*ends, LEFT, WIDTH - RIGHT), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
+    return Plot(title, rows, Axis(*ends, 0, 100), Axis(*_padded(up, 0.06), HEIGHT - BOTTOM, TOP))
 
 
 def interval_plot(title: str, rows: Sequence[Interval], low: float, high: float) -> Plot:
     """Plot a value with its interval in each row, on an axis from `low` to `high`."""
-    # Names are on the left of the axis: they decide where it starts, and long ones how wide the plot is.
     letters = max(len(name) for name, *_ in rows)
-    width = WIDTH + LETTER_WIDTH * max(0, letters - MAX_LETTERS)
-    x = Axis(*_padded([low, high], 0.0), 14 + LETTER_WIDTH * letters, width - RIGHT)
-    y = Axis(0, len(rows), TOP, TOP + len(rows) * ROW_HEIGHT)
-    return Plot(title, rows, x, y, width, y.end + BOTTOM - 12)
+    left, height = 14 + LETTER_WIDTH * letters, ROW_HEIGHT
+    if letters > MAX_LETTERS:
+        left, height = 14, 1.6 * ROW_HEIGHT
+    y = Axis(0, len(rows), TOP, TOP + len(rows) * height)
+    return Plot(title, rows, Axis(*_padded([low, high], 0.0), 0, 100), y, left, y.end + BOTTOM - 12)
 
 
 def bar_plot(title: str, unit: str, bars: Sequence[Bar]) -> Plot:
     """Plot bars; of labels too long to fit next to each other, every n-th is shown."""
-    x = Axis(0, max(1, len(bars)), LEFT, WIDTH - RIGHT)
+    x = Axis(0, max(1, len(bars)), 0, 100)
     y = Axis(*_padded([0.0, *(float(height) for _, height, _ in bars)], 0.0), HEIGHT - BOTTOM, TOP)
     letters = max((len(label) for label, _, _ in bars), default=0)
-    every = math.ceil((letters + 1) * LETTER_WIDTH / (x.at(1) - x.start))
+    every = math.ceil((letters + 1) * LETTER_WIDTH * 100 / (NARROW * x.at(1)))
     rows = [("" if number % every else bar[0], *bar[1:]) for number, bar in enumerate(bars)]
     return Plot(title, rows, x, y, height=HEIGHT - 14, unit=unit)  # the x axis has no name
 

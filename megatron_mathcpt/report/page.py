@@ -8,14 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from megatron_mathcpt.formats.evaluation_folder import KIND as EVALUATION
 from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
-from megatron_mathcpt.formats.manifest import FILE_NAME, load_manifest, write_manifest
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import Cell, clock, get_logger, reporting
 from megatron_mathcpt.report import figures
 from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
+from megatron_mathcpt.report.mathematics import mathematics
 from megatron_mathcpt.report.origins import find_manifests, find_origins
 from megatron_mathcpt.report.read import load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
@@ -29,17 +31,13 @@ PAGE_START = (
     b'<meta name="generator" content="megatron_mathcpt">'
 )
 SCORE_HEADINGS = ("set", "run", "accuracy in % (95% interval)", "bits per byte")
-MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS = 40, 24  # bounds on the page, whatever the grid or corpus
+MAX_INTERVAL_ROWS, MAX_LENGTH_PLOTS, MAX_TIMES = 40, 24, 40  # bounds on the page, whatever the grid or corpus
+MIN_ITEMS = 10  # of a row in a plot: the interval of fewer would set the scale
 _COLOURS = {"better": 3, "worse": 4, "not distinguishable": 0}
 
 
 def build_report(
-    root: Path,
-    out: Path,
-    *,
-    runs: Sequence[str],
-    comparisons: Sequence[Pair],
-    study: bool = False,
+    root: Path, out: Path, *, runs: Sequence[str], comparisons: Sequence[Pair], study: bool = False
 ) -> Path:
     """Write the report on `runs` (folders below `root`) and the pairs (second, first); return its page.
 
@@ -55,6 +53,7 @@ def build_report(
         "results": results,
         "timings": build_timings(loaded, seconds),
         "versions": build_versions(manifests),
+        "colours": _number_colours(manifests, runs),
     }
     text = json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     up = Path(os.path.relpath(root, out)).as_posix()
@@ -69,13 +68,19 @@ def build_report(
             KIND,
             inputs={path: manifest.fingerprint() for path, manifest in manifests.items()},
             counts={"runs": len(runs), "comparisons": len(comparisons)},
-            config={
-                "runs": [*runs],
-                "comparisons": [*map(list, comparisons)],
-                "study": study,
-            },
+            config={"runs": [*runs], "comparisons": [*map(list, comparisons)], "study": study},
         )
     return out / "index.html"
+
+
+def _number_colours(manifests: Mapping[str, Manifest], names: Sequence[str]) -> dict[str, int]:
+    """The rank of each run by age among all below the folder, which a new one does not change."""
+    kinds, end = ("run", EVALUATION), f"/{EVALUATION}"
+    rows = [(path, found) for path, found in manifests.items() if found.kind in kinds]
+    # A run replaces its own evaluation; models that were only scored come after the runs.
+    made = {path.removesuffix(end): (found.kind != "run", found.created, path) for path, found in rows[::-1]}
+    ranked = sorted(made, key=lambda name: made[name])
+    return {name: number for number, name in enumerate(dict.fromkeys([*ranked, *names]))}
 
 
 def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -116,7 +121,8 @@ def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 def render(report: Mapping[str, Any], title: str, up: str) -> str:
     """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
-    runs = results["runs"]
+    runs, colours = results["runs"], report["colours"]
+    scores = [found for run in runs.values() for found in run["scores"].items()]
     pools = {pool for run in runs.values() for pool in (*run["tokens_by_source"], *run["final_validation"])}
     return _fill_template(
         "index.html.j2",
@@ -127,22 +133,18 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         **report,
         lines=describe_found(results, report["timings"]),
         search_plots={name: _search_plot(name, found) for name, found in results["searches"].items()},
-        index={name: number for number, name in enumerate(runs)},
+        index=colours,
         pools=sorted(pools),
-        score_plots=_score_plots(results),
-        token_plot=_token_plot(runs),
+        score_plots=_score_plots(results, colours),
+        token_plot=_token_plot(runs, colours),
+        longest=sorted(report["timings"]["stage_seconds"].values())[-MAX_TIMES:],
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
-        with_bits={
-            task
-            for run in runs.values()
-            for task, score in run["scores"].items()
-            if score["bits_per_byte"] is not None
-        },
+        with_bits={task for task, score in scores if score["bits_per_byte"] is not None},
         difference_plot=_difference_plot(results["comparisons"], "percentage points"),
         bits_plot=_difference_plot(
             [row["bits"] for row in results["comparisons"] if row["bits"]], "bits per byte: fewer are better"
         ),
-        loss_plots=_loss_plots(runs),
+        loss_plots=_loss_plots(runs, colours),
         synthesis_plots={name: [*length_plots(made)] for name, made in results["synthesis"].items()},
         malformed={name: first_malformed(made) for name, made in results["synthesis"].items()},
     )
@@ -154,25 +156,23 @@ def _fill_template(template: str, **content: Any) -> str:
     found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
     names = ("points", "significant", "p_value", "tokens", "number", "begin_token")
-    found.filters |= {"clock": clock, **{name: getattr(figures, name) for name in names}}
+    own = {name: getattr(figures, name) for name in names}
+    found.filters |= own | {"clock": clock, "mathematics": mathematics}
     return found.get_template(template).render(content)
 
 
-def _score_plots(results: Mapping[str, Any]) -> list[Plot]:
+def _score_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
     """A plot for each task: every run's accuracy with its interval, all on one scale."""
-    runs = results["runs"]
-    top = max((score["high"] for run in runs.values() for score in run["scores"].values()), default=0.0)
-    plots = []
-    for task in results["tasks"]:
-        rows = []
-        for index, (name, run) in enumerate(runs.items()):
-            if score := run["scores"].get(task):
-                low, share, high = (score[key] for key in ("low", "accuracy", "high"))
-                counts, ends = f"{score['correct']} of {score['n']}", map(figures.points, (low, high))
-                text = f"{name}: {figures.points(share)} % ({counts}), 95% {' to '.join(ends)}"
-                rows.append((name, index, low, share, high, text))
-        plots.append(interval_plot(task, rows, 0.0, top))
-    return plots
+    rows: dict[str, list[figures.Interval]] = {task: [] for task in results["tasks"]}
+    scores = [(name, *found) for name, run in results["runs"].items() for found in run["scores"].items()]
+    for name, task, score in scores:
+        if score["n"] >= MIN_ITEMS:
+            low, share, high = (score[key] for key in ("low", "accuracy", "high"))
+            counts, ends = f"{score['correct']} of {score['n']}", map(figures.points, (low, high))
+            text = f"{name}: {figures.points(share)} % ({counts}), 95% {' to '.join(ends)}"
+            rows[task].append((name, colours[name], low, share, high, text))
+    top = max((row[4] for found in rows.values() for row in found), default=0.0)
+    return [interval_plot(task, found, 0.0, top) for task, found in rows.items() if found]
 
 
 def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
@@ -187,36 +187,37 @@ def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
 def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
-    shown = [row for row in shown if row["low"] is not None]  # one item has no interval
-    if not shown:
+    if not (shown := [row for row in shown if row["n"] >= MIN_ITEMS]):
         return None
     several = len({(row["second"], row["first"]) for row in shown}) > 1
     rows, ends = [], [0.0]
     for row in shown:
-        name = f"{row['second']} − {row['first']}" if several else row["task"]
+        pair = f"{row['second']} − {row['first']}" + f", {row['task']}" * (row["task"] != POOLED)
         low, share, high = (row[key] for key in ("low", "difference", "high"))
-        rows.append((name, _COLOURS[row["verdict"]], low, share, high, row["sentence"]))
+        rows.append(
+            (pair if several else row["task"], _COLOURS[row["verdict"]], low, share, high, row["sentence"])
+        )
         ends += [low, high]
     title = "difference" if several else f"{shown[0]['second']} − {shown[0]['first']}"
     return interval_plot(f"{title}, {unit}", rows, min(ends), max(ends))
 
 
-def _token_plot(runs: Mapping[str, Any]) -> Plot | None:
+def _token_plot(runs: Mapping[str, Any], colours: Mapping[str, int]) -> Plot | None:
     """Accuracy over all tasks against the tokens of mathematics that a run and its parents saw."""
     points = [
-        (name, index, [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
-        for index, (name, run) in enumerate(runs.items())
+        (name, colours[name], [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
+        for name, run in runs.items()
         if run["total"]
     ]
     return line_plot("accuracy, all tasks", points, from_zero=False)
 
 
-def _loss_plots(runs: Mapping[str, Any]) -> list[Plot]:
+def _loss_plots(runs: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
     curves: dict[str, list[figures.Curve]] = {"training loss": []}
-    for index, (name, run) in enumerate(runs.items()):
-        curves["training loss"].append((name, index, run["train_loss"]))
+    for name, run in runs.items():
+        curves["training loss"].append((name, colours[name], run["train_loss"]))
         for pool, curve in run["validation_loss"].items():
-            curves.setdefault(f"validation loss, {pool}", []).append((name, index, curve))
+            curves.setdefault(f"validation loss, {pool}", []).append((name, colours[name], curve))
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]
 
 

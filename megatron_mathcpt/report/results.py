@@ -32,7 +32,7 @@ from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
 MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
-MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
+MAX_ITEMS, MAX_CELLS, MAX_CHARACTERS = 24, 96, 700  # of the items shown with the runs' outputs
 _ABOUT_SCORE = {"ungraded", "truncated_prompts", "language", "data_sha256", "shots"}
 Manifests = dict[str, Manifest]  # by path below the results folder
 
@@ -209,9 +209,15 @@ def _counts(manifests: Manifests, kind: str) -> dict[str, Any]:
 
 
 def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue]:
-    """About `MAX_ITEMS` items with two runs' outputs, by comparison, task and kind (`_kinds`), evenly."""
+    """About `MAX_ITEMS` items with two runs' outputs, by comparison, task and kind (`_kinds`), evenly.
+
+    Without comparisons, items with the output of one run; of many cells, one item each of `MAX_CELLS`.
+    """
     by_name = {run.name: run for run in runs}
-    cells = [(pair, *cell) for pair in pairs for cell in _kinds(*(by_name[name] for name in pair))]
+    groups: Sequence[tuple[str, ...]] = pairs or [(run.name,) for run in runs]
+    cells = [(group, *cell) for group in groups for cell in _kinds(*(by_name[name] for name in group))]
+    chances = sorted(range(len(cells)), key=lambda number: _chance(str(cells[number][:3])))
+    cells = [cells[number] for number in sorted(chances[:MAX_CELLS])]
 
     @cache
     def answers(run: str, task: str) -> dict[str, Sample]:
@@ -219,29 +225,37 @@ def choose_samples(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[JsonValue
         return {row.id: row for row in load_first_answers(found.scored, form, found.scores[form])}
 
     chosen: list[JsonValue] = []
-    for pair, task, kind, ids in cells:
-        # By a hash of the id: nobody picks the items, and every rerun shows the same.
-        ids.sort(key=lambda item: hashlib.sha256(item.encode()).hexdigest())
-        for item in ids[: max(1, MAX_ITEMS // len(cells))]:
-            rows = {name: answers(name, task)[item] for name in pair[::-1]}
+    for group, task, kind, ids in cells:
+        one = by_name[group[0]]
+        for item in sorted(ids, key=_chance)[: max(1, MAX_ITEMS // len(cells))]:
+            rows = {name: answers(name, task)[item] for name in group[::-1]}
             any_row = next(iter(rows.values()))
-            shown: dict[str, JsonValue] = {"pair": [*pair], "task": task, "kind": kind, "id": item}
+            shown: dict[str, JsonValue] = {"pair": [*group], "task": task, "kind": kind, "id": item}
             shown |= {"question": any_row.question, "gold": any_row.gold}
+            shown |= {"language": any_row.language or one.scores[one.higher[task]].language}
             chosen.append(shown | {"runs": {name: _shown(row) for name, row in rows.items()}})
     return chosen
 
 
-def _kinds(second: Run, first: Run) -> Iterator[tuple[str, str, list[str]]]:
-    """Items of each task in common by which of the two runs is correct, as (task, kind, ids)."""
-    kinds = {(True, False): f"only {second.name}", (False, True): f"only {first.name}"}
-    kinds |= {(True, True): "both", (False, False): "neither"}
+def _chance(name: str) -> str:
+    """An order by a hash: nobody picks the items, and every rerun shows the same."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _kinds(second: Run, *first: Run) -> Iterator[tuple[str, str, list[str]]]:
+    """Items of each task by which of two runs is correct, or whether one is, as (task, kind, ids)."""
+    kinds: dict[tuple[bool, ...], str] = {(True,): "right", (False,): "wrong"}
+    for run in first:
+        kinds = {(True, False): f"only {second.name}", (False, True): f"only {run.name}"}
+        kinds |= {(True, True): "both", (False, False): "neither"}
     for task in second.higher:
-        after, before = second.right(task), first.right(task) if task in first.higher else {}
-        for outcome, kind in kinds.items():
-            if ids := [item for item, right in before.items() if (after[item], right) == outcome]:
+        found = [run.right(task) for run in (second, *first) if task in run.higher]
+        for outcome, kind in kinds.items() if len(found) > len(first) else ():
+            if ids := [item for item in found[0] if tuple(right[item] for right in found) == outcome]:
                 yield task, kind, ids
 
 
 def _shown(row: Sample) -> dict[str, JsonValue]:
     cut = row.output[:MAX_CHARACTERS] + (" …" if len(row.output) > MAX_CHARACTERS else "")
-    return row.model_dump(include={"correct", "verdict", "extracted"}) | {"output": cut}
+    fields = {"correct", "verdict", "extracted", "method", "false_equations"}
+    return row.model_dump(include=fields) | {"output": cut}

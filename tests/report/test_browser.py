@@ -1,5 +1,6 @@
 """Pages in a browser: sorting, filters, values on hover, no log entries or requests, no injected scripts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,25 @@ import pytest
 
 from megatron_mathcpt.data.inspection import page_content
 from megatron_mathcpt.formats.corpus_folder import open_corpus
+from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.report.page import build_report, render_corpus
 from tests.support.corpus_factory import build_inspected_corpus
 from tests.support.headless_browser import Page, check_in_browser
+from tests.support.json_lines import write_json_lines
 from tests.support.report_folder import write_results
+
+CHECK = (Path(__file__).parents[1] / "support" / "accessibility.js").read_text(encoding="utf-8")
+
+
+async def barriers(opened: Page) -> list[str]:
+    """What keeps readers out of the page as it is shown now, in light and in dark."""
+    found = []
+    for _ in range(2):
+        await opened.evaluate("document.getElementById('theme').click()")
+        texts, wrong = await opened.evaluate(CHECK)
+        assert texts > 20
+        found += wrong
+    return found
 
 
 @pytest.fixture
@@ -58,6 +74,21 @@ def test_tables_sort_and_outputs_filter_by_field_and_word(chromium: str, page: P
         count = await opened.evaluate("document.getElementById('sample-count').textContent")
         assert count == "1 of 1 shown"
         assert await chosen("words", "no such word") == []
+        for field in ("task", "kind", "words"):
+            await chosen(field, "")
+        assert {*await chosen("method", "box")} == {"only base1", "only base2", "both"}
+        await chosen("method", "")
+        assert await barriers(opened) == []
+        broken = """
+          document.body.insertAdjacentHTML("beforeend", `<h2>a</h2><h4>b</h4><button></button><i id="tip"></i>
+            <p style="color: #888; background: #fff">pale</p><table><tr><th>c</th></tr></table><svg></svg>
+            <div aria-lable="d" style="width: 9px; overflow: auto; white-space: pre">wide text</div>`);
+          document.documentElement.lang = "";"""
+        await opened.evaluate(broken)
+        wrong = {complaint.partition(":")[0] for complaint in await barriers(opened)}
+        expected = {"language", "id twice", "no name", "heading level skipped", "contrast 3.54", "image"}
+        expected |= {"th without scope or text", "aria-lable=d", "scrolls without a keyboard"}
+        assert wrong == expected
 
     check_in_browser(chromium, page, check)
 
@@ -81,6 +112,86 @@ def test_plots_show_values_and_hide_runs_and_the_theme_switches(chromium: str, p
 
 
 @pytest.fixture
+def single(tmp_path: Path) -> Path:
+    """The page of one model; one of its outputs has a wide formula, the answer is another; one is empty."""
+    root = write_results(tmp_path / "one", {"base": {"heldout_zh": [True] + [False] * 11}})
+    folder = root / "base" / "evaluation"
+    path = folder / "samples_heldout_zh.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[0] |= {"output": f"so ${' + '.join(map('x_{}'.format, range(60)))}$", "extracted": "x^2"}
+    rows[1] |= {"output": ""}
+    write_json_lines(path, rows)
+    write_manifest(folder, "evaluation", inputs={}, counts={}, config={})
+    return build_report(root, root / "report", runs=("base",), comparisons=[])
+
+
+def test_one_model_alone_shows_its_outputs_with_formulas(chromium: str, single: Path) -> None:
+    async def check(opened: Page) -> None:
+        labels = "[...document.querySelectorAll('.filters label')].map(l => l.firstChild.textContent.trim())"
+        assert await opened.evaluate(labels) == ["run", "task", "answer", "found by", "search"]
+        kinds = "[...document.querySelectorAll('.sample')].map(s => s.dataset.kind)"
+        assert sorted(await opened.evaluate(kinds)) == ["right"] + ["wrong"] * 11
+        assert await opened.evaluate("document.querySelector('.question').lang") == "zh"
+        assert await opened.evaluate("document.querySelector('em').textContent") == "(empty)"
+        assert await opened.evaluate("document.querySelectorAll('h3 math msup').length") == 1
+        # a formula wider than a phone scrolls in its box, which the keyboard reaches
+        box = "[...document.querySelectorAll('pre')].find(pre => pre.querySelector('math'))"
+        assert await opened.evaluate(f"{box}.scrollWidth > 2 * {box}.clientWidth && {box}.tabIndex === 0")
+        assert await opened.evaluate("document.documentElement.scrollWidth") == 390
+        assert await barriers(opened) == []
+
+    check_in_browser(chromium, single, check, width=390)
+
+
+TABLE = r"""(() => {
+  const table = document.getElementById("score-table");
+  table.tHead.innerHTML = "<tr><th class=text>run</th><th><b>a_b<br><small>50%</small></b></th></tr>";
+  table.tBodies[0].innerHTML = '<tr><td>x & {y}|, "z"</td><td>1.0 ± 0.5<br><small>2 of 3</small></td></tr>' +
+    "<tr><td>#1 ~^\\</td><td>−2.5 – $3</td></tr><tr hidden><td>a</td><td>b</td></tr>";
+  const writeText = async (text) => { window.copied = text; };
+  Object.defineProperty(navigator, "clipboard", { value: { writeText } });
+})()"""
+COPIES = {
+    "LaTeX": [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"run & a\_b (50\%) \\",
+        r"\midrule",
+        r"""x \& \{y\}|, "z" & 1.0 $\pm$ 0.5 \\""",
+        r"\#1 \textasciitilde{}\textasciicircum{}\textbackslash{} & $-$2.5 -- \$3 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ],
+    "CSV": ["run,a_b (50%)", '"x & {y}|, ""z""",1.0 ± 0.5 (2 of 3)', "#1 ~^\\,-2.5 – $3"],
+    "Markdown": [
+        "| run | a_b (50%) |",
+        "| :-- | --: |",
+        r"""| x & {y}\|, "z" | 1.0 ± 0.5 (2 of 3) |""",
+        "| #1 ~^\\ | −2.5 – $3 |",
+    ],
+}
+
+
+def test_tables_are_copied_as_text(chromium: str, page: Path) -> None:
+    async def check(opened: Page) -> None:
+        await opened.evaluate(TABLE)
+        for number, (name, lines) in enumerate(COPIES.items()):
+            button = f"document.querySelectorAll('.copy button')[{number}]"
+            assert await opened.evaluate(f"{button}.textContent") == name
+            await opened.evaluate(f"{button}.click()")
+            assert await opened.evaluate("window.copied") == "\n".join([*lines, ""])
+            assert await opened.evaluate(f"{button}.textContent") == "copied"
+        # a page that is a file may have no clipboard: its text is then selected and copied
+        await opened.evaluate("navigator.clipboard.writeText = undefined")
+        seen = "document.addEventListener('copy', () => { window.second = document.activeElement.value; })"
+        await opened.evaluate(seen)
+        await opened.send("Runtime.evaluate", expression=f"{button}.click()", userGesture=True)
+        assert await opened.evaluate("window.second") == await opened.evaluate("window.copied")
+
+    check_in_browser(chromium, page, check)
+
+
+@pytest.fixture
 def long_page(tmp_path: Path) -> Path:
     names = ("middle-school-cpt", "middle-school-sft", "an-ablation-with-a-name-longer-than-most")
     right = {name: {"zhongkao_public": [True, False, number > 1] * 5} for number, name in enumerate(names)}
@@ -94,6 +205,12 @@ def long_page(tmp_path: Path) -> Path:
 def test_pages_fit_the_width_of_a_phone(chromium: str, kind: str, request: pytest.FixtureRequest) -> None:
     async def check(opened: Page) -> None:
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
+        button = "document.getElementById('theme').getBoundingClientRect()"
+        assert 340 < await opened.evaluate(f"{button}.right") <= 390
+        sizes = "[...document.querySelectorAll('svg text')].map(text => getComputedStyle(text).fontSize)"
+        scales = "[...document.querySelectorAll('figure > svg')].map(svg => svg.getScreenCTM().a)"
+        assert {*await opened.evaluate(sizes)} == {"12px"} and {*await opened.evaluate(scales)} == {1}
+        assert await barriers(opened) == []
 
     check_in_browser(chromium, request.getfixturevalue(kind), check, width=390)
 

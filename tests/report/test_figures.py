@@ -14,7 +14,7 @@ NUMBERS: dict[Callable[..., str], dict[float | None, str]] = {
     partial(points, sign=True): {-0.051: "−5.1", 0.051: "+5.1", -1e-9: "0.0"},
     tokens: {63.0e9: "63.0 B", 999_600: "1.00 M", 999_400: "999 k", 99_960: "100 k"}
     | {14_700: "14.7 k", 17: "17", 104_857_600_000: "105 B"},
-    partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B"},
+    partial(tokens, tick=True): {20_000: "20 k", 2.5e6: "2.5 M", 150e9: "150 B", 0.5: "0.5", 400.0: "400"},
 }
 
 
@@ -44,7 +44,7 @@ def test_a_line_goes_through_its_values() -> None:
     assert plot is not None
     # y spans 2..4 with 6 % of room at both ends: 1.88..4.12 over 212..12
     top, bottom = (212 - (value - 1.88) / 2.24 * 200 for value in (4.0, 2.0))
-    assert plot.path(curve) == f"M46,{top:.2f}L426,{bottom:.2f}"
+    assert plot.path(curve) == f"M0,{top:.2f}L100,{bottom:.2f}"
     # a single point has axes; without points there is no plot
     alone = line_plot("loss", [("a", 0, [(0.0, 3.0)])])
     assert alone is not None
@@ -52,9 +52,10 @@ def test_a_line_goes_through_its_values() -> None:
     assert line_plot("loss", [("a", 0, [])]) is None
 
 
-def test_a_long_name_widens_the_plot_and_overlaps_no_interval() -> None:
+def test_a_long_name_is_above_its_interval_and_a_short_one_left_of_it() -> None:
     names = ("middle_school_cpt_matched − middle_school_sft", "a − b")
-    plot = interval_plot("t", [(name, 0, -0.2, 0.0, 0.2, "") for name in names], -0.2, 0.2)
-    assert plot.x.start == 14 + 6.4 * len(names[0])
-    assert plot.width == pytest.approx(440 + 6.4 * (len(names[0]) - 34))
-    assert plot.x.at(-0.2) >= plot.x.start
+    rows = [(name, 0, -0.2, 0.0, 0.2, "") for name in names]
+    long, short = (interval_plot("t", shown, -0.2, 0.2) for shown in (rows, rows[1:]))
+    assert (long.left, short.left) == (14, 14 + 6.8 * 5)
+    assert (long.y.at(1) - long.y.at(0), short.y.at(1) - short.y.at(0)) == (41.6, 26)
+    assert (long.x.at(-0.2), long.x.at(0.0), long.x.at(0.2)) == (0, 50, 100)  # percent

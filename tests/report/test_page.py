@@ -1,6 +1,8 @@
 """The page as a file: complete, well-formed, and safe against the outputs of models."""
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.report.page import build_report
 from tests.support.full_disk import small_files
-from tests.support.report_folder import POOLS, report_json
+from tests.support.report_folder import POOLS, report_json, write_results, write_run
 
 VOID = {"meta", "link", "br", "input", "hr", "img", "wbr"}
 
@@ -53,7 +55,7 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert len(ids) == len(set(ids))
     tables = ("score", "subset", "comparison", "run", "token", "origin", "time", "version")
     assert {f"{name}-table" for name in tables} <= set(ids)
-    labels = [found["aria-label"] for tag, found in checker.elements if tag == "svg"]
+    labels = [found["aria-label"] for _, found in checker.elements if found.get("role") == "img"]
     losses = [f"{n} against tokens" for n in ("training loss", *(f"validation loss, {p}" for p in POOLS))]
     scores = ["heldout_en", "heldout_zh", "accuracy, all tasks against tokens"]
     assert labels == [*scores, "difference, percentage points", *losses]
@@ -71,6 +73,70 @@ def test_tables_and_plots_are_complete_and_outputs_are_escaped(results: Path, pa
     assert "5 + 7 = 12 &amp; so on." in page
     # 29,700 tokens of the general pool, which has 19,800; how many the other has is not recorded
     assert "<td>−1.00%</td><td>1.50</td>" in page and "<td>+3.00%</td><td>–</td>" in page
+
+
+def colours(page: str) -> dict[str, int]:
+    """The number of the colour of each curve."""
+    return {name: int(number) for number, name in re.findall(r'"line s(\d+) dash\d" data-run="(\w+)"', page)}
+
+
+def test_a_run_has_one_colour_on_all_pages_of_its_folder(results: Path) -> None:
+    def shown(*names: str) -> dict[str, int]:
+        out = results / "report"
+        return colours(build_report(results, out, runs=names, comparisons=[]).read_text(encoding="utf-8"))
+
+    def date(name: str, made: str) -> None:
+        path = results / name / "manifest.json"
+        text = re.sub(r'("created": ?)"[^"]+"', rf'\1"{made}"', path.read_text(encoding="utf-8"))
+        path.write_text(re.sub(r',\s*"checksum": ?"\w+"', "", text), encoding="utf-8")
+
+    for number, name in enumerate(("base2", "base", "base1"), 1):
+        date(name, f"2026-01-0{number}")
+    before = {"base2": 0, "base": 1, "base1": 2}
+    assert shown("base", "base1", "base2") == before
+    assert shown("base1") == {"base1": 2}
+    shutil.copytree(results / "base2" / "evaluation", results / "a-model-alone")
+    date("a-model-alone", "2025-12-31")
+    write_run(results, "another", {})
+    date("another", "2026-01-04")
+    assert shown("another", "base", "base1", "base2") == before | {"another": 3}
+
+
+def test_rows_of_few_items_are_in_no_plot_and_one_is_one(tmp_path: Path) -> None:
+    root = write_results(
+        tmp_path / "few", {"base": {"nine_en": [True] * 9, "ten_en": [True] * 10, "one_en": [True]}}
+    )
+    found = report_json(root, ("base",), [])
+    page = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<svg role="img" aria-label="(\w+_en)"', page) == ["ten_en"]
+    assert "1 run, 3 tasks, 0 paired tests" in page
+    assert '<td data-value="1.0">100.0<br><small>1 of 1' in page  # no error of one item
+    assert {(one["task"], one["kind"]) for one in found["results"]["samples"]} == {
+        (task, "right") for task in ("nine_en", "ten_en", "one_en")
+    }
+
+
+def test_outputs_are_bounded_and_of_all_kinds(tmp_path: Path) -> None:
+    """17 runs on three tasks have 102 groups of items; one item each of 96 is shown, chosen by a hash."""
+    tasks = {f"{task}_en": [True, False] for task in "abc"}
+    right = {f"run{number}": tasks for number in range(17)}
+    root = write_results(tmp_path / "many", right)
+    samples = report_json(root, tuple(right), [])["results"]["samples"]
+    assert len(samples) == len({(*one["pair"], one["task"], one["kind"]) for one in samples}) == 96
+    assert 45 <= sum(one["kind"] == "right" for one in samples) <= 51
+    assert {one["language"] for one in samples} == {"en"}
+
+
+def test_short_stages_are_summed(results: Path) -> None:
+    seconds = {
+        f"s{number}": 100 + number for number in range(50)
+    }  # the ten shortest: 100 to 109, 1045 seconds
+    (results / "timings.json").write_text(json.dumps(seconds), encoding="utf-8")
+    page = build_report(results, results / "report", runs=("base",), comparisons=[]).read_text(
+        encoding="utf-8"
+    )
+    assert re.findall(r'<th scope="row">(s\d+)</th>', page) == [f"s{number}" for number in range(10, 50)]
+    assert "width: 100.0%" in page and "10 shorter stages: 17:25 together." in page
 
 
 @pytest.mark.parametrize(("limit", "name"), [(1000, "report.json"), (40_000, "index.html")])

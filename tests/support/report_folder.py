@@ -82,6 +82,7 @@ def write_evaluation(
                     "steps": 2 + item % 5,
                 },
                 **{"verdict": "equal" if ok else "different", "extracted": "12" if ok else None},
+                method="box" if ok else "none",
                 **({"gold_bits": values[item] * (8 + item), "gold_bytes": 8 + item} if values else {}),
                 **({"level": 1 + item % 5} if task.startswith("math") else {}),
                 stage="high" if item % 2 else "middle",
