@@ -4,24 +4,27 @@ Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines s
 """
 
 import json
+import re
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice
+from contextlib import suppress
+from difflib import SequenceMatcher
+from itertools import accumulate, chain, islice, product
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts
-from megatron_mathcpt.formats.files import parse_row
+from megatron_mathcpt.formats.files import list_files, parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.formats.lost_escapes import visible
-from megatron_mathcpt.records import JsonObject, Problem, problem_steps
+from megatron_mathcpt.records import JsonObject, Problem, id_rank, problem_steps
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
@@ -30,6 +33,10 @@ _PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
+_MOST_REASONS, _SAMPLES, _COMPARED = 30, 3, 6_000  # of a page; dropped records of each; characters of a pair
+_STRETCH, _STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
+_WORD = re.compile("[^\\W\u3041-\u30ff\u3400-\u9fff]+\\s*|.\\s*", re.DOTALL)
+Parts = list[tuple[bool, str]]  # of a text, and whether each is marked
 
 
 def find_documents(
@@ -266,6 +273,94 @@ def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
     return {"copy of": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
 
 
+def dropped_samples(corpus: CorpusFolder) -> Iterator[JsonObject]:
+    """A few records of each reason, chosen by a hash of their ids; the most frequent reasons first."""
+    chosen: dict[str, dict[int, JsonObject]] = {}
+    for kind, pool in product(("dropped", "rejected"), corpus.pools):
+        for row in _read_evenly(corpus.root / kind / f"{pool}.jsonl"):
+            found = chosen.setdefault(row["reason"] if kind == "dropped" else kind, {})
+            found[id_rank(f"{row.get('id')} {row['shard']}:{row['line']}")] = row
+            if len(found) > _SAMPLES:
+                del found[max(found)]
+    for reason, count in sum(drop_counts(corpus).values(), Counter[str]()).most_common(_MOST_REASONS):
+        rows = sorted(chosen.get(reason, {}).items())
+        yield {"reason": reason, "count": count, "records": [_sample(corpus, row) for _, row in rows]}
+
+
+def _read_evenly(path: Path) -> Iterator[JsonObject]:
+    """The rows of a file; of a big one those that begin in stretches at even distances."""
+    size = path.stat().st_size if path.exists() else 0
+    for begin in range(0, size, max(_STRETCH, size // _STRETCHES)):
+        with path.open("rb") as file:
+            file.seek(max(0, begin - 1))
+            if begin:
+                file.readline()  # of the stretch before
+            while file.tell() < begin + _STRETCH and (line := file.readline()):
+                yield parse_row(line, f"{path}: after byte", begin)
+
+
+def _sample(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
+    """A dropped record for the page; `text` is its own in parts, `other` that of what it is like."""
+    shard, detail, text, other = corpus.shard(row["shard"]), row.get("detail") or {}, row.get("text", ""), None
+    found: JsonObject = {"text": [(False, text)], "other": [], "place": "", "similarity": None}
+    if "ngram" in detail:
+        if item := _find_item(corpus, (detail["benchmark"], detail["item"])):
+            found |= {"place": item["where"], "other": _mark(item["question"], detail["ngram"])}
+        found["text"] = _mark(text, detail["ngram"])
+    elif "kept" in detail:
+        twin = corpus.shard(detail["shard"])
+        found["place"] = f"{twin.file}:{detail['line']}"
+        if row["reason"] == "near_duplicate" and (kept := corpus.at(twin, detail["line"])):
+            found["text"], found["other"] = _compare(text, other := kept.row["text"])
+            found["similarity"] = _similarity(text, other, corpus.manifest.config["deduplicate"])
+    for name in ("text", "other"):
+        found[name] = [(marked, visible(part)) for marked, part in found[name]]
+    where = {"id": row.get("id", ""), "file": f"{row['file']}:{row['line']}", "source": shard.source}
+    return found | where | {"reason": row["reason"], "detail": detail}
+
+
+def _find_item(corpus: CorpusFolder, name: tuple[str, str]) -> JsonObject | None:
+    from megatron_mathcpt.data.decontaminate import load_items  # loads a compiler, which no other view needs
+
+    for path in corpus.manifest.config["decontaminate"]["benchmarks"]:
+        with suppress(DataError):  # it is no longer there
+            items = chain.from_iterable(map(load_items, list_files(path, "benchmark")))
+            if item := next((item for item in items if item[:2] == name), None):
+                return item._asdict()
+    return None
+
+
+def _mark(text: str, ngram: str) -> Parts:
+    """`text` with the n-gram marked, which is folded as `cut_words` does; unmarked if it is not there."""
+    from megatron_mathcpt.data.words import cut_words
+
+    if (begin := "".join(map(chr, cut_words([text]).codes)).find(ngram)) < 0:
+        return [(False, text)]
+    first, last = begin, begin + len(ngram)
+    if not text.isascii():  # the longest beginnings that are folded to no more
+        sizes = {"a": range(len(text) + 1), "key": lambda size: len(cut_words([text[:size]]).codes)}
+        first, last = (bisect_right(x=end, **sizes) - 1 for end in (first, last))
+    return [(False, text[:first]), (True, text[first:last]), (False, text[last:])]
+
+
+def _compare(*pair: str) -> list[Parts]:
+    """Both texts with the words that differ marked."""
+    words = [_WORD.findall(text[:_COMPARED]) for text in pair]
+    codes = SequenceMatcher(None, *words).get_opcodes()
+    sides = zip(words, (1, 3), strict=True)
+    return [[(code[0] != "equal", "".join(one[code[at] : code[at + 1]])) for code in codes] for one, at in sides]
+
+
+def _similarity(one: str, other: str, rule: JsonObject) -> float | None:
+    """The Jaccard similarity of two texts' shingles; None without any."""
+    from megatron_mathcpt.data.words import cut_words
+
+    words = cut_words([one, other])
+    hashes, firsts = words.ngrams(rule["shingle_words"])
+    parts = np.split(hashes, [np.searchsorted(firsts, words.documents[1])])
+    return len(np.intersect1d(*parts)) / len(np.union1d(*parts)) if len(hashes) else None
+
+
 def page_content(corpus: CorpusFolder) -> JsonObject:
     """Counts and distributions for the page's template, bounded in size whatever the corpus."""
     counts, dropped = corpus_counts(corpus.manifest), drop_counts(corpus)
@@ -274,6 +369,7 @@ def page_content(corpus: CorpusFolder) -> JsonObject:
         "name": corpus.manifest.config["name"],
         "counts": counts,
         "sources": {str(one.source): (one.pool, dropped[str(one.source)]) for one in found},
+        "dropped": [*dropped_samples(corpus)],
         "lengths": [row for one in found for row in lengths(corpus, one) if row["bars"]],
         "manifest": corpus.manifest,
         "config": json.dumps(corpus.manifest.config, indent=1, ensure_ascii=False)[:_MOST_CONFIG],
