@@ -284,7 +284,7 @@ def dropped_samples(corpus: CorpusFolder) -> Iterator[JsonObject]:
                 del found[max(found)]
     for reason, count in sum(drop_counts(corpus).values(), Counter[str]()).most_common(_MOST_REASONS):
         rows = sorted(chosen.get(reason, {}).items())
-        yield {"reason": reason, "count": count, "records": [_sample(corpus, row) for _, row in rows]}
+        yield {"reason": reason, "count": count, "records": [_explain(corpus, row) for _, row in rows]}
 
 
 def _read_evenly(path: Path) -> Iterator[JsonObject]:
@@ -299,66 +299,57 @@ def _read_evenly(path: Path) -> Iterator[JsonObject]:
                 yield parse_row(line, f"{path}: after byte", begin)
 
 
-def _sample(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
-    """A dropped record for the page; `text` is its own in parts, `other` that of what it is like."""
-    shard, detail, text, other = corpus.shard(row["shard"]), row.get("detail") or {}, row.get("text", ""), None
-    found: JsonObject = {"text": [(False, text)], "other": [], "place": "", "similarity": None}
+def _explain(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
+    """A dropped record with its `text` in parts, and `other`, of the benchmark item or of what was kept."""
+    from megatron_mathcpt.data.decontaminate import load_items  # loads a compiler, which no other view needs
+
+    detail, text = row.get("detail") or {}, row.get("text", "")
+    found = row | {"detail": detail, "text": [(False, text)], "other": [], "place": "", "similarity": None}
     if "ngram" in detail:
-        if item := _find_item(corpus, (detail["benchmark"], detail["item"])):
-            found |= {"place": item["where"], "other": _mark(item["question"], detail["ngram"])}
         found["text"] = _mark(text, detail["ngram"])
+        for path in corpus.manifest.config["decontaminate"]["benchmarks"]:
+            with suppress(DataError):  # it is no longer there
+                for item in chain.from_iterable(map(load_items, list_files(path, "benchmark"))):
+                    if item[:2] == (detail["benchmark"], detail["item"]):
+                        found |= {"place": item.where, "other": _mark(item.question, detail["ngram"])}
     elif "kept" in detail:
         twin = corpus.shard(detail["shard"])
         found["place"] = f"{twin.file}:{detail['line']}"
         if row["reason"] == "near_duplicate" and (kept := corpus.at(twin, detail["line"])):
-            found["text"], found["other"] = _compare(text, other := kept.row["text"])
-            found["similarity"] = _similarity(text, other, corpus.manifest.config["deduplicate"])
-    for name in ("text", "other"):
-        found[name] = [(marked, visible(part)) for marked, part in found[name]]
-    where = {"id": row.get("id", ""), "file": f"{row['file']}:{row['line']}", "source": shard.source}
-    return found | where | {"reason": row["reason"], "detail": detail}
-
-
-def _find_item(corpus: CorpusFolder, name: tuple[str, str]) -> JsonObject | None:
-    from megatron_mathcpt.data.decontaminate import load_items  # loads a compiler, which no other view needs
-
-    for path in corpus.manifest.config["decontaminate"]["benchmarks"]:
-        with suppress(DataError):  # it is no longer there
-            items = chain.from_iterable(map(load_items, list_files(path, "benchmark")))
-            if item := next((item for item in items if item[:2] == name), None):
-                return item._asdict()
-    return None
+            shingle = corpus.manifest.config["deduplicate"]["shingle_words"]
+            found |= _compare([text, kept.row["text"]], shingle)
+    return found
 
 
 def _mark(text: str, ngram: str) -> Parts:
     """`text` with the n-gram marked, which is folded as `cut_words` does; unmarked if it is not there."""
     from megatron_mathcpt.data.words import cut_words
 
-    if (begin := "".join(map(chr, cut_words([text]).codes)).find(ngram)) < 0:
+    def folded(size: int) -> str:
+        return "".join(map(chr, cut_words([text[:size]]).codes))
+
+    if (begin := folded(len(text)).find(ngram)) < 0:
         return [(False, text)]
-    first, last = begin, begin + len(ngram)
-    if not text.isascii():  # the longest beginnings that are folded to no more
-        sizes = {"a": range(len(text) + 1), "key": lambda size: len(cut_words([text[:size]]).codes)}
-        first, last = (bisect_right(x=end, **sizes) - 1 for end in (first, last))
+    sizes, ends = range(len(text) + 1), (begin, begin + len(ngram))  # the longest that are folded to no more
+    first, last = (bisect_right(sizes, end, key=lambda size: len(folded(size))) - 1 for end in ends)
     return [(False, text[:first]), (True, text[first:last]), (False, text[last:])]
 
 
-def _compare(*pair: str) -> list[Parts]:
-    """Both texts with the words that differ marked."""
-    words = [_WORD.findall(text[:_COMPARED]) for text in pair]
-    codes = SequenceMatcher(None, *words).get_opcodes()
-    sides = zip(words, (1, 3), strict=True)
-    return [[(code[0] != "equal", "".join(one[code[at] : code[at + 1]])) for code in codes] for one, at in sides]
-
-
-def _similarity(one: str, other: str, rule: JsonObject) -> float | None:
-    """The Jaccard similarity of two texts' shingles; None without any."""
+def _compare(texts: list[str], shingle: int) -> JsonObject:
+    """Both texts with the words that differ marked, and the Jaccard similarity of their shingles."""
     from megatron_mathcpt.data.words import cut_words
 
-    words = cut_words([one, other])
-    hashes, firsts = words.ngrams(rule["shingle_words"])
-    parts = np.split(hashes, [np.searchsorted(firsts, words.documents[1])])
-    return len(np.intersect1d(*parts)) / len(np.union1d(*parts)) if len(hashes) else None
+    cut = cut_words(texts)
+    grams, firsts = cut.ngrams(shingle)
+    sets = np.split(grams, [np.searchsorted(firsts, cut.documents[1])])
+    pair = [_WORD.findall(text[:_COMPARED]) for text in texts]
+    codes = SequenceMatcher(None, *pair).get_opcodes()
+    found: JsonObject = {"similarity": None}
+    for side, words, at in zip(("text", "other"), pair, (1, 3), strict=True):
+        found[side] = [(code[0] != "equal", "".join(words[code[at] : code[at + 1]])) for code in codes]
+    if len(grams):
+        found["similarity"] = len(np.intersect1d(*sets)) / len(np.union1d(*sets))
+    return found
 
 
 def page_content(corpus: CorpusFolder) -> JsonObject:

@@ -60,7 +60,13 @@ def build_results(
         },
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
+        "synthesis": sum_shards(
+            {
+                path: {**one.counts, "config": one.config}
+                for path, one in manifests.items()
+                if one.kind == "synthesis"
+            }
+        ),
         "samples": choose_samples(runs, compared),
         "origins": [asdict(origin) for origin in origins],
     }

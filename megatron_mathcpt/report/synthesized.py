@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain, zip_longest
+from pathlib import PurePath
 
 from megatron_mathcpt.records import JsonObject, id_rank
 from megatron_mathcpt.report.figures import Plot, pair_plot
@@ -16,23 +17,34 @@ _OTHERS = 3
 def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """By folder and method the counts of all shards; shares, yields and costs are those of the sums.
 
-    `folders` are the counts in the manifests by path. If a shard of an older version was not measured,
-    nothing is said of lengths, near-duplicates and samples.
+    `folders` are the counts in the manifests by path, and their `config`. If a shard of an older version was
+    not measured, nothing is said of lengths, near duplicates and samples.
     """
     shards: dict[tuple[str, str], list[JsonObject]] = {}
+    about: dict[str, JsonObject] = {}
     names = {path: _SHARD.sub("", path) or "synthesis" for path in folders}
     for path, counts in folders.items():
         name, of = names[path], counts.get("shards", 0)
         if (there := [*names.values()].count(name)) < of and path:
             name += f" ({there} of {of} shards)"
         name += " (stub server)" if counts.get("scripted") else ""
+        about[name] = counts.get("config", {})
         for method, made in counts["methods"].items():
             shards.setdefault((name, method), []).append({"shards": 1, "rejected": {}, **made})
     study = {row.method: row.model_dump(mode="json") for row in load_published().synthesis}
     return {
-        f"{path}: {method}": _conclude(found) | {"study": study.get(method)}
-        for (path, method), found in shards.items()
+        f"{run}: {method}": _conclude(found)
+        | {"run": run, "method": method, "study": study.get(method), **_settings(about[run], method)}
+        for (run, method), found in shards.items()
     }
+
+
+def _settings(config: JsonObject, method: str) -> JsonObject:
+    servers = {name: one["model"] for name, one in config.get("servers", {}).items()}
+    # A model may be the path of a folder.
+    models = {name: PurePath(one).name if one.startswith("/") else one for name, one in servers.items()}
+    own = config.get("methods", {}).get(method, {})
+    return {"settings": own, "models": models, "verification": config.get("verification", {})}
 
 
 def _add(one: JsonObject, other: JsonObject) -> JsonObject:
