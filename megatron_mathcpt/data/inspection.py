@@ -33,8 +33,8 @@ _PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
-_MOST_REASONS, _SAMPLES, _COMPARED = 30, 3, 6_000  # of a page; dropped records of each; characters of a pair
-_STRETCH, _STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
+_MOST_REASONS, _SAMPLES, COMPARED = 30, 3, 4_000  # of a page; dropped records of each; characters of a pair
+STRETCH, STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
 _WORD = re.compile("[^\\W\u3041-\u30ff\u3400-\u9fff]+\\s*|.\\s*", re.DOTALL)
 Parts = list[tuple[bool, str]]  # of a text, and whether each is marked
 
@@ -290,12 +290,12 @@ def dropped_samples(corpus: CorpusFolder) -> Iterator[JsonObject]:
 def _read_evenly(path: Path) -> Iterator[JsonObject]:
     """The rows of a file; of a big one those that begin in stretches at even distances."""
     size = path.stat().st_size if path.exists() else 0
-    for begin in range(0, size, max(_STRETCH, size // _STRETCHES)):
+    for begin in range(0, size, max(STRETCH, size // STRETCHES)):
         with path.open("rb") as file:
             file.seek(max(0, begin - 1))
             if begin:
                 file.readline()  # of the stretch before
-            while file.tell() < begin + _STRETCH and (line := file.readline()):
+            while file.tell() < begin + STRETCH and (line := file.readline()):
                 yield parse_row(line, f"{path}: after byte", begin)
 
 
@@ -342,7 +342,7 @@ def _compare(texts: list[str], shingle: int) -> JsonObject:
     cut = cut_words(texts)
     grams, firsts = cut.ngrams(shingle)
     sets = np.split(grams, [np.searchsorted(firsts, cut.documents[1])])
-    pair = [_WORD.findall(text[:_COMPARED]) for text in texts]
+    pair = [_WORD.findall(text[:COMPARED]) for text in texts]
     codes = SequenceMatcher(None, *pair).get_opcodes()
     found: JsonObject = {"similarity": None}
     for side, words, at in zip(("text", "other"), pair, (1, 3), strict=True):
