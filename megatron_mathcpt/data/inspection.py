@@ -6,7 +6,7 @@ Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines s
 import json
 import re
 import sys
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from itertools import accumulate, chain, islice, product
 from math import ceil
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from rich.console import Console
@@ -35,7 +36,7 @@ _SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
 _MOST_REASONS, _SAMPLES, COMPARED = 30, 3, 4_000  # of a page; dropped records of each; characters of a pair
 STRETCH, STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
-_WORD = re.compile("[^\\W\u3041-\u30ff\u3400-\u9fff]+\\s*|.\\s*", re.DOTALL)
+_WORD = re.compile("[^\\W\\d_\u3041-\u30ff\u3400-\u9fff]+\\s*|\\d+\\s*|.\\s*", re.DOTALL)
 Parts = list[tuple[bool, str]]  # of a text, and whether each is marked
 
 
@@ -193,25 +194,22 @@ class Screen:
         corpus.selections(None, source)  # refuses an unknown source
         counts, known = drop_counts(corpus, source), corpus_counts(corpus.manifest).sources
         reasons = sorted({name for row in counts.values() for name in row})
-        if reason is not None and reason not in reasons:
+        if reason not in (None, *reasons):
             there = ", ".join(reasons) or "none"
             raise ConfigError(f"reason '{reason}': nothing was dropped for it; there is {there}")
-        headings = ("source", "read", "kept", *reasons)
         sizes = {name: (known[name].read, known[name].kept) for name in counts}
         cells = ((name, *sizes[name], *map(dropped.__getitem__, reasons)) for name, dropped in counts.items())
-        print_table(headings, cells, "Records that were not kept")
+        print_table(("source", "read", "kept", *reasons), cells, "Records that were not kept")
         shards = {shard.name for shard in corpus.shards if source in (None, shard.source)}
         for name in reasons if reason is None else [reason]:
             self._head(name)
-            rejected = name == "rejected"
-            rows = _scan_lost(corpus, "rejected", "") if rejected else _scan_lost(corpus, "dropped", name)
-            fits = (row for row in rows if row["shard"] in shards and (rejected or row["reason"] == name))
-            for row in islice(fits, limit):
+            kind, text = ("rejected", "") if name == "rejected" else ("dropped", name)
+            rows = (row for row in _scan_lost(corpus, kind, text) if row["shard"] in shards)
+            for row in islice((row for row in rows if text in ("", row["reason"])), limit):
                 self._say(f"{row['file']}:{row['line']}  {row.get('id', '')}", dim=True)
-                if rejected:
-                    self._say(row["reason"])
-                if detail := _detail(corpus, row):
-                    self._say("; ".join(f"{key}: {value}" for key, value in detail.items()))
+                why = "; ".join(f"{key}: {value}" for key, value in _detail(corpus, row).items())
+                if said := why or row["reason"] * (not text):
+                    self._say(said)
                 if "text" in row:
                     self._text(row["text"])
 
@@ -235,10 +233,8 @@ class Screen:
                 self._head(f"{one.pool} {one.number}")
                 dataset = corpus.dataset(one.pool, one.split)
                 first, ids = read_document(dataset, one.index)
-                way = {
-                    "id": one.row["id"],
-                    "source": one.shard.source,
-                    "raw": f"{one.shard.file}:{one.line}",
+                way = {"id": one.row["id"], "source": one.shard.source, "raw": f"{one.shard.file}:{one.line}"}
+                way |= {
                     "status": "kept",
                     "document": f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}",
                     "dataset": f"{dataset}, document {one.index}",
@@ -293,9 +289,9 @@ def _read_evenly(path: Path) -> Iterator[JsonObject]:
     for begin in range(0, size, max(STRETCH, size // STRETCHES)):
         with path.open("rb") as file:
             file.seek(max(0, begin - 1))
-            if begin:
-                file.readline()  # of the stretch before
-            while file.tell() < begin + STRETCH and (line := file.readline()):
+            place = begin - 1 + len(file.readline()) if begin else 0  # after what the stretch before has
+            while place < begin + STRETCH and (line := file.readline()):
+                place += len(line)
                 yield parse_row(line, f"{path}: after byte", begin)
 
 
@@ -303,11 +299,11 @@ def _explain(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
     """A dropped record with its `text` in parts, and `other`, of the benchmark item or of what was kept."""
     from megatron_mathcpt.data.decontaminate import load_items  # loads a compiler, which no other view needs
 
-    detail, text = row.get("detail") or {}, row.get("text", "")
+    detail, text, config = row.get("detail") or {}, row.get("text", ""), corpus.manifest.config
     found = row | {"detail": detail, "text": [(False, text)], "other": [], "place": "", "similarity": None}
     if "ngram" in detail:
         found["text"] = _mark(text, detail["ngram"])
-        for path in corpus.manifest.config["decontaminate"]["benchmarks"]:
+        for path in config["decontaminate"]["benchmarks"]:
             with suppress(DataError):  # it is no longer there
                 for item in chain.from_iterable(map(load_items, list_files(path, "benchmark"))):
                     if item[:2] == (detail["benchmark"], detail["item"]):
@@ -316,40 +312,35 @@ def _explain(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
         twin = corpus.shard(detail["shard"])
         found["place"] = f"{twin.file}:{detail['line']}"
         if row["reason"] == "near_duplicate" and (kept := corpus.at(twin, detail["line"])):
-            shingle = corpus.manifest.config["deduplicate"]["shingle_words"]
-            found |= _compare([text, kept.row["text"]], shingle)
+            found |= _compare(text, kept.row["text"], config["deduplicate"]["shingle_words"])
     return found
+
+
+def _cut(text: str) -> tuple[list[str], list[str]]:
+    """Words with the space after them, and folded as in data/words.py."""
+    words = _WORD.findall(normalize("NFC", text))
+    return words, [normalize("NFKC", word).lower().replace("\u2019", "'").rstrip() for word in words]
 
 
 def _mark(text: str, ngram: str) -> Parts:
-    """`text` with the n-gram marked, which is folded as `cut_words` does; unmarked if it is not there."""
-    from megatron_mathcpt.data.words import cut_words
-
-    def folded(size: int) -> str:
-        return "".join(map(chr, cut_words([text[:size]]).codes))
-
-    if (begin := folded(len(text)).find(ngram)) < 0:
-        return [(False, text)]
-    sizes, ends = range(len(text) + 1), (begin, begin + len(ngram))  # the longest that are folded to no more
-    first, last = (bisect_right(sizes, end, key=lambda size: len(folded(size))) - 1 for end in ends)
-    return [(False, text[:first]), (True, text[first:last]), (False, text[last:])]
+    """`text` with the longest run of the n-gram's words marked."""
+    words, folded = _cut(text)
+    at, _, size = SequenceMatcher(None, folded, _cut(ngram)[1], autojunk=False).find_longest_match()
+    parts = (False, words[:at]), (True, words[at : at + size]), (False, words[at + size :])
+    return [(marked, "".join(part)) for marked, part in parts]
 
 
-def _compare(texts: list[str], shingle: int) -> JsonObject:
+def _compare(text: str, other: str, shingle: int) -> JsonObject:
     """Both texts with the words that differ marked, and the Jaccard similarity of their shingles."""
-    from megatron_mathcpt.data.words import cut_words
-
-    cut = cut_words(texts)
-    grams, firsts = cut.ngrams(shingle)
-    sets = np.split(grams, [np.searchsorted(firsts, cut.documents[1])])
-    pair = [_WORD.findall(text[:COMPARED]) for text in texts]
-    codes = SequenceMatcher(None, *pair).get_opcodes()
-    found: JsonObject = {"similarity": None}
-    for side, words, at in zip(("text", "other"), pair, (1, 3), strict=True):
-        found[side] = [(code[0] != "equal", "".join(words[code[at] : code[at + 1]])) for code in codes]
-    if len(grams):
-        found["similarity"] = len(np.intersect1d(*sets)) / len(np.union1d(*sets))
-    return found
+    cut = (_cut(whole)[1] for whole in (text, other))
+    one, two = ({*zip(*(words[n:] for n in range(shingle)), strict=False)} for words in cut)
+    (words, folded), (others, likewise) = _cut(text[:COMPARED]), _cut(other[:COMPARED])
+    codes = SequenceMatcher(None, folded, likewise).get_opcodes()
+    return {
+        "similarity": len(one & two) / len(one | two) if one | two else None,
+        "text": [(kind != "equal", "".join(words[low:high])) for kind, low, high, *_ in codes],
+        "other": [(kind != "equal", "".join(others[low:high])) for kind, *_, low, high in codes],
+    }
 
 
 def page_content(corpus: CorpusFolder) -> JsonObject:

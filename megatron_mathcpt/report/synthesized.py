@@ -14,11 +14,13 @@ _SHOWN = 5  # malformed replies and seeds with their records; other samples are 
 _OTHERS = 3
 
 
-def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
+def sum_shards(
+    folders: Mapping[str, JsonObject], configs: Mapping[str, JsonObject] | None = None
+) -> dict[str, JsonObject]:
     """By folder and method the counts of all shards; shares, yields and costs are those of the sums.
 
-    `folders` are the counts in the manifests by path, and their `config`. If a shard of an older version was
-    not measured, nothing is said of lengths, near duplicates and samples.
+    `folders` are the counts in the manifests by path, `configs` their configs. If a shard of an older version
+    was not measured, nothing is said of lengths, near duplicates and samples.
     """
     shards: dict[tuple[str, str], list[JsonObject]] = {}
     about: dict[str, JsonObject] = {}
@@ -28,7 +30,7 @@ def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
         if (there := [*names.values()].count(name)) < of and path:
             name += f" ({there} of {of} shards)"
         name += " (stub server)" if counts.get("scripted") else ""
-        about[name] = counts.get("config", {})
+        about[name] = (configs or {}).get(path, {})
         for method, made in counts["methods"].items():
             shards.setdefault((name, method), []).append({"shards": 1, "rejected": {}, **made})
     study = {row.method: row.model_dump(mode="json") for row in load_published().synthesis}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from tokenizers import Tokenizer
@@ -172,7 +173,7 @@ def dropped(corpus: CorpusFolder) -> dict[str, JsonObject]:
 
 
 def joined(parts: list[tuple[bool, str]], *, marked: bool = False) -> str:
-    return "".join(text for is_marked, text in parts if is_marked or not marked)
+    return "".join(text for is_marked, text in parts if is_marked or not marked).rstrip()
 
 
 NGRAM = "A farmer keeps seventeen grey goats and nine hens in one yard. How"  # 13 words
@@ -191,8 +192,8 @@ def test_dropped_records_show_why(root: Path, corpus: CorpusFolder) -> None:
     one = wiki_texts()[1]
     texts = "other " + one.partition(" ")[2], one
     assert (joined(near["text"]), joined(near["other"])) == texts
-    first = one.split()[0] + " "
-    assert (joined(near["text"], marked=True), joined(near["other"], marked=True)) == ("other ", first)
+    first = one.split()[0]
+    assert (joined(near["text"], marked=True), joined(near["other"], marked=True)) == ("other", first)
     cut = [re.findall(r"[a-z]+|\d+|[^\w\s]", text.lower()) for text in texts]
     sets = [{tuple(words[n : n + 5]) for n in range(len(words) - 4)} for words in cut]
     assert near["similarity"] == len(sets[0] & sets[1]) / len(sets[0] | sets[1]) > 0.7
@@ -230,11 +231,11 @@ def test_a_match_is_marked_in_the_text_as_written(rewrite: Rewrite, tmp_path: Pa
         "masked": False,
     }
     lost = {"reason": "contaminated", "id": "x", "text": text, "detail": hit}
-    other = lost | {"id": "y", "detail": hit | {"ngram": "not there"}}
+    other = lost | {"id": "y", "detail": hit | {"ngram": "no such words"}}
     corpus = rewrite([lost, other], tmp_path / "none")
     found = {row["id"]: row for row in dropped(corpus)["contaminated"]["records"]}
-    assert joined(found["x"]["text"]) == joined(found["y"]["text"]) == text
-    assert joined(found["x"]["text"], marked=True) == "Ｈｏｗ many E\u0301CLAIRS ﬁt, 小明"
+    assert joined(found["x"]["text"]) == joined(found["y"]["text"]) == normalize("NFC", text)
+    assert joined(found["x"]["text"], marked=True) == "Ｈｏｗ many ÉCLAIRS ﬁt, 小明"
     assert not joined(found["y"]["text"], marked=True) and not found["x"]["other"]
     assert "benchmark's file is no longer there" in render_corpus(inspection.page_content(corpus))
 
