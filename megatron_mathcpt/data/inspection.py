@@ -36,8 +36,8 @@ _SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
 _MOST_REASONS, _SAMPLES, COMPARED = 30, 3, 4_000  # of a page; dropped records of each; characters of a pair
 STRETCH, STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
+_MEASURED = 1_000_000  # characters of each text whose similarity is measured
 _WORD = re.compile("[^\\W\\d_\u3041-\u30ff\u3400-\u9fff]+\\s*|\\d+\\s*|.\\s*", re.DOTALL)
-Parts = list[tuple[bool, str]]  # of a text, and whether each is marked
 
 
 def find_documents(
@@ -322,8 +322,8 @@ def _cut(text: str) -> tuple[list[str], list[str]]:
     return words, [normalize("NFKC", word).lower().replace("\u2019", "'").rstrip() for word in words]
 
 
-def _mark(text: str, ngram: str) -> Parts:
-    """`text` with the longest run of the n-gram's words marked."""
+def _mark(text: str, ngram: str) -> list[tuple[bool, str]]:
+    """Parts of `text`, and whether each is marked: the longest run of the n-gram's words is."""
     words, folded = _cut(text)
     at, _, size = SequenceMatcher(None, folded, _cut(ngram)[1], autojunk=False).find_longest_match()
     parts = (False, words[:at]), (True, words[at : at + size]), (False, words[at + size :])
@@ -332,7 +332,7 @@ def _mark(text: str, ngram: str) -> Parts:
 
 def _compare(text: str, other: str, shingle: int) -> JsonObject:
     """Both texts with the words that differ marked, and the Jaccard similarity of their shingles."""
-    cut = (_cut(whole)[1] for whole in (text, other))
+    cut = (_cut(whole[:_MEASURED])[1] for whole in (text, other))
     one, two = ({*zip(*(words[n:] for n in range(shingle)), strict=False)} for words in cut)
     (words, folded), (others, likewise) = _cut(text[:COMPARED]), _cut(other[:COMPARED])
     codes = SequenceMatcher(None, folded, likewise).get_opcodes()

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import chain, zip_longest
-from pathlib import PurePath
 
 from megatron_mathcpt.records import JsonObject, id_rank
 from megatron_mathcpt.report.figures import Plot, pair_plot
@@ -12,6 +12,7 @@ from megatron_mathcpt.report.study import load_published
 _SHARD = re.compile(r"(^|/)shard-\d{5}-of-\d{5}$")
 _SHOWN = 5  # malformed replies and seeds with their records; other samples are fewer
 _OTHERS = 3
+_MALFORMED = "malformed"  # how the reasons of replies that cannot be read begin
 
 
 def sum_shards(
@@ -42,9 +43,8 @@ def sum_shards(
 
 
 def _settings(config: JsonObject, method: str) -> JsonObject:
-    servers = {name: one["model"] for name, one in config.get("servers", {}).items()}
-    # A model may be the path of a folder.
-    models = {name: PurePath(one).name if one.startswith("/") else one for name, one in servers.items()}
+    servers = config.get("servers", {}).items()  # a model may be the path of a folder, which is named instead
+    models = {name: re.sub("^/.*/", "", one["model"].rstrip("/")) for name, one in servers}
     own = config.get("methods", {}).get(method, {})
     return {"settings": own, "models": models, "verification": config.get("verification", {})}
 
@@ -64,16 +64,10 @@ def _add(one: JsonObject, other: JsonObject) -> JsonObject:
 
 
 def _conclude(shards: list[JsonObject]) -> JsonObject:
-    made: JsonObject = {}
-    for shard in shards:
-        made = _add(made, shard)
+    made = reduce(_add, shards, JsonObject())
     quality = made.pop("quality", {}) if all("quality" in shard for shard in shards) else {}
-    ratios = {
-        "accepted_share": ("accepted", "outcomes"),
-        "cost_per_record": ("cost", "records"),
-        "cost_per_token": ("cost", "tokens"),
-        "tokens_per_record": ("tokens", "records"),
-    }
+    ratios = {"accepted_share": ("accepted", "outcomes"), "tokens_per_record": ("tokens", "records")}
+    ratios |= {"cost_per_record": ("cost", "records"), "cost_per_token": ("cost", "tokens")}
     for name, (part, whole) in ratios.items():
         made[name] = made[part] / made[whole] if made[whole] else None
     seeds, near = quality.get("seeds"), quality.get("near_duplicates", {})
@@ -84,23 +78,17 @@ def _conclude(shards: list[JsonObject]) -> JsonObject:
 
 def _first_samples(quality: JsonObject) -> JsonObject:
     """The samples of all shards, as few as one shard has."""
-    rejected = {
-        reason: found[: _SHOWN if is_malformed(reason) else _OTHERS]
-        for reason, found in quality["rejected"].items()
-    }
+    counts = {reason: _SHOWN if reason.startswith(_MALFORMED) else _OTHERS for reason in quality["rejected"]}
+    rejected = {reason: quality["rejected"][reason][:count] for reason, count in counts.items()}
     contrary = {pair: found[:_OTHERS] for pair, found in quality["disagreements"].items()}
     pairs = sorted(quality["pairs"], key=lambda pair: id_rank(pair["seed"]["id"]))[:_SHOWN]
     return quality | {"rejected": rejected, "disagreements": contrary, "pairs": pairs}
 
 
-def is_malformed(reason: str) -> bool:
-    return reason.startswith("malformed")
-
-
 def first_malformed(made: JsonObject) -> list[tuple[str, JsonObject]]:
     """Up to five malformed replies of a method, as (kind, sample): the first of each kind, then others."""
     kinds = (made.get("quality") or {}).get("rejected", {})
-    kept = ([(kind, sample) for sample in found] for kind, found in kinds.items() if is_malformed(kind))
+    kept = ([(kind, one) for one in found] for kind, found in kinds.items() if kind.startswith(_MALFORMED))
     return [*filter(None, chain.from_iterable(zip_longest(*kept)))][:_SHOWN]
 
 
