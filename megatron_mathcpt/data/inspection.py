@@ -4,24 +4,28 @@ Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines s
 """
 
 import json
+import re
 import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, chain, islice
+from contextlib import suppress
+from difflib import SequenceMatcher
+from itertools import accumulate, chain, islice, product
 from math import ceil
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from rich.console import Console
 
-from megatron_mathcpt.errors import ConfigError
+from megatron_mathcpt.errors import ConfigError, DataError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts
-from megatron_mathcpt.formats.files import parse_row
+from megatron_mathcpt.formats.files import list_files, parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.formats.lost_escapes import visible
-from megatron_mathcpt.records import JsonObject, Problem, problem_steps
+from megatron_mathcpt.records import JsonObject, Problem, id_rank, problem_steps
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
@@ -30,6 +34,10 @@ _PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
 _BAR_WIDTH = 40
 _SHOWN_CHARACTERS = 200  # of a document's text in a trace
 _MOST_SOURCES, _MOST_CONFIG = 200, 20_000  # of a page; characters of the config
+_MOST_REASONS, _SAMPLES, COMPARED = 30, 3, 4_000  # of a page; dropped records of each; characters of a pair
+STRETCH, STRETCHES = 1 << 18, 128  # bytes of a pool's drops that are read at a place, and places
+_MEASURED = 1_000_000  # characters of each text whose similarity is measured
+_WORD = re.compile("[^\\W\\d_\u3041-\u30ff\u3400-\u9fff]+\\s*|\\d+\\s*|.\\s*", re.DOTALL)
 
 
 def find_documents(
@@ -186,25 +194,22 @@ class Screen:
         corpus.selections(None, source)  # refuses an unknown source
         counts, known = drop_counts(corpus, source), corpus_counts(corpus.manifest).sources
         reasons = sorted({name for row in counts.values() for name in row})
-        if reason is not None and reason not in reasons:
+        if reason not in (None, *reasons):
             there = ", ".join(reasons) or "none"
             raise ConfigError(f"reason '{reason}': nothing was dropped for it; there is {there}")
-        headings = ("source", "read", "kept", *reasons)
         sizes = {name: (known[name].read, known[name].kept) for name in counts}
         cells = ((name, *sizes[name], *map(dropped.__getitem__, reasons)) for name, dropped in counts.items())
-        print_table(headings, cells, "Records that were not kept")
+        print_table(("source", "read", "kept", *reasons), cells, "Records that were not kept")
         shards = {shard.name for shard in corpus.shards if source in (None, shard.source)}
         for name in reasons if reason is None else [reason]:
             self._head(name)
-            rejected = name == "rejected"
-            rows = _scan_lost(corpus, "rejected", "") if rejected else _scan_lost(corpus, "dropped", name)
-            fits = (row for row in rows if row["shard"] in shards and (rejected or row["reason"] == name))
-            for row in islice(fits, limit):
+            kind, text = ("rejected", "") if name == "rejected" else ("dropped", name)
+            rows = (row for row in _scan_lost(corpus, kind, text) if row["shard"] in shards)
+            for row in islice((row for row in rows if text in ("", row["reason"])), limit):
                 self._say(f"{row['file']}:{row['line']}  {row.get('id', '')}", dim=True)
-                if rejected:
-                    self._say(row["reason"])
-                if detail := _detail(corpus, row):
-                    self._say("; ".join(f"{key}: {value}" for key, value in detail.items()))
+                why = "; ".join(f"{key}: {value}" for key, value in _detail(corpus, row).items())
+                if said := why or row["reason"] * (not text):
+                    self._say(said)
                 if "text" in row:
                     self._text(row["text"])
 
@@ -228,10 +233,8 @@ class Screen:
                 self._head(f"{one.pool} {one.number}")
                 dataset = corpus.dataset(one.pool, one.split)
                 first, ids = read_document(dataset, one.index)
-                way = {
-                    "id": one.row["id"],
-                    "source": one.shard.source,
-                    "raw": f"{one.shard.file}:{one.line}",
+                way = {"id": one.row["id"], "source": one.shard.source, "raw": f"{one.shard.file}:{one.line}"}
+                way |= {
                     "status": "kept",
                     "document": f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}",
                     "dataset": f"{dataset}, document {one.index}",
@@ -266,6 +269,80 @@ def _detail(corpus: CorpusFolder, lost: JsonObject) -> JsonObject:
     return {"copy of": f"{detail['kept']}  {corpus.shard(detail['shard']).file}:{detail['line']}"}
 
 
+def dropped_samples(corpus: CorpusFolder) -> Iterator[JsonObject]:
+    """A few records of each reason, chosen by a hash of their ids; the most frequent reasons first."""
+    chosen: dict[str, dict[int, JsonObject]] = {}
+    for kind, pool in product(("dropped", "rejected"), corpus.pools):
+        for row in _read_evenly(corpus.root / kind / f"{pool}.jsonl"):
+            found = chosen.setdefault(row["reason"] if kind == "dropped" else kind, {})
+            found[id_rank(f"{row.get('id')} {row['shard']}:{row['line']}")] = row
+            if len(found) > _SAMPLES:
+                del found[max(found)]
+    for reason, count in sum(drop_counts(corpus).values(), Counter[str]()).most_common(_MOST_REASONS):
+        rows = sorted(chosen.get(reason, {}).items())
+        yield {"reason": reason, "count": count, "records": [_explain(corpus, row) for _, row in rows]}
+
+
+def _read_evenly(path: Path) -> Iterator[JsonObject]:
+    """The rows of a file; of a big one those that begin in stretches at even distances."""
+    size = path.stat().st_size if path.exists() else 0
+    for begin in range(0, size, max(STRETCH, size // STRETCHES)):
+        with path.open("rb") as file:
+            file.seek(max(0, begin - 1))
+            place = begin - 1 + len(file.readline()) if begin else 0  # after what the stretch before has
+            while place < begin + STRETCH and (line := file.readline()):
+                place += len(line)
+                yield parse_row(line, f"{path}: after byte", begin)
+
+
+def _explain(corpus: CorpusFolder, row: JsonObject) -> JsonObject:
+    """A dropped record with its `text` in parts, and `other`, of the benchmark item or of what was kept."""
+    from megatron_mathcpt.data.decontaminate import load_items  # loads a compiler, which no other view needs
+
+    detail, text, config = row.get("detail") or {}, row.get("text", ""), corpus.manifest.config
+    found = row | {"detail": detail, "text": [(False, text)], "other": [], "place": "", "similarity": None}
+    if "ngram" in detail:
+        found["text"] = _mark(text, detail["ngram"])
+        for path in config["decontaminate"]["benchmarks"]:
+            with suppress(DataError):  # it is no longer there
+                for item in chain.from_iterable(map(load_items, list_files(path, "benchmark"))):
+                    if item[:2] == (detail["benchmark"], detail["item"]):
+                        found |= {"place": item.where, "other": _mark(item.question, detail["ngram"])}
+    elif "kept" in detail:
+        twin = corpus.shard(detail["shard"])
+        found["place"] = f"{twin.file}:{detail['line']}"
+        if row["reason"] == "near_duplicate" and (kept := corpus.at(twin, detail["line"])):
+            found |= _compare(text, kept.row["text"], config["deduplicate"]["shingle_words"])
+    return found
+
+
+def _cut(text: str) -> tuple[list[str], list[str]]:
+    """Words with the space after them, and folded as in data/words.py."""
+    words = _WORD.findall(normalize("NFC", text))
+    return words, [normalize("NFKC", word).lower().replace("\u2019", "'").rstrip() for word in words]
+
+
+def _mark(text: str, ngram: str) -> list[tuple[bool, str]]:
+    """Parts of `text`, and whether each is marked: the longest run of the n-gram's words is."""
+    words, folded = _cut(text)
+    at, _, size = SequenceMatcher(None, folded, _cut(ngram)[1], autojunk=False).find_longest_match()
+    parts = (False, words[:at]), (True, words[at : at + size]), (False, words[at + size :])
+    return [(marked, "".join(part)) for marked, part in parts]
+
+
+def _compare(text: str, other: str, shingle: int) -> JsonObject:
+    """Both texts with the words that differ marked, and the Jaccard similarity of their shingles."""
+    cut = (_cut(whole[:_MEASURED])[1] for whole in (text, other))
+    one, two = ({*zip(*(words[n:] for n in range(shingle)), strict=False)} for words in cut)
+    (words, folded), (others, likewise) = _cut(text[:COMPARED]), _cut(other[:COMPARED])
+    codes = SequenceMatcher(None, folded, likewise).get_opcodes()
+    return {
+        "similarity": len(one & two) / len(one | two) if one | two else None,
+        "text": [(kind != "equal", "".join(words[low:high])) for kind, low, high, *_ in codes],
+        "other": [(kind != "equal", "".join(others[low:high])) for kind, *_, low, high in codes],
+    }
+
+
 def page_content(corpus: CorpusFolder) -> JsonObject:
     """Counts and distributions for the page's template, bounded in size whatever the corpus."""
     counts, dropped = corpus_counts(corpus.manifest), drop_counts(corpus)
@@ -274,6 +351,7 @@ def page_content(corpus: CorpusFolder) -> JsonObject:
         "name": corpus.manifest.config["name"],
         "counts": counts,
         "sources": {str(one.source): (one.pool, dropped[str(one.source)]) for one in found},
+        "dropped": [*dropped_samples(corpus)],
         "lengths": [row for one in found for row in lengths(corpus, one) if row["bars"]],
         "manifest": corpus.manifest,
         "config": json.dumps(corpus.manifest.config, indent=1, ensure_ascii=False)[:_MOST_CONFIG],

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from megatron_mathcpt.formats.evaluation_folder import KIND as EVALUATION
 from megatron_mathcpt.formats.evaluation_folder import set_of
 from megatron_mathcpt.formats.files import read_json, write_atomically
+from megatron_mathcpt.formats.lost_escapes import visible
 from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, write_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import Cell, clock, get_logger, reporting
@@ -228,4 +229,4 @@ def render_corpus(content: Mapping[str, Any]) -> str:
         unit, total = row["unit"], row["total"]
         bars = [(label, n, f"{label} {unit}: {n:,} ({n / total:.1%})") for label, n in row["bars"]]
         plots.append(bar_plot(row["source"], unit, bars))
-    return _fill_template("corpus.html.j2", title=content["name"], plots=plots, **content)
+    return _fill_template("corpus.html.j2", title=content["name"], plots=plots, visible=visible, **content)

@@ -60,7 +60,11 @@ def build_results(
         },
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
+        "synthesis": {
+            **sum_shards(
+                _counts(manifests, "synthesis"), {path: one.config for path, one in manifests.items()}
+            )
+        },
         "samples": choose_samples(runs, compared),
         "origins": [asdict(origin) for origin in origins],
     }

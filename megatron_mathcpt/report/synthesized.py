@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import chain, zip_longest
 
 from megatron_mathcpt.records import JsonObject, id_rank
@@ -11,28 +12,41 @@ from megatron_mathcpt.report.study import load_published
 _SHARD = re.compile(r"(^|/)shard-\d{5}-of-\d{5}$")
 _SHOWN = 5  # malformed replies and seeds with their records; other samples are fewer
 _OTHERS = 3
+_MALFORMED = "malformed"  # how the reasons of replies that cannot be read begin
 
 
-def sum_shards(folders: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
+def sum_shards(
+    folders: Mapping[str, JsonObject], configs: Mapping[str, JsonObject] | None = None
+) -> dict[str, JsonObject]:
     """By folder and method the counts of all shards; shares, yields and costs are those of the sums.
 
-    `folders` are the counts in the manifests by path. If a shard of an older version was not measured,
-    nothing is said of lengths, near-duplicates and samples.
+    `folders` are the counts in the manifests by path, `configs` their configs. If a shard of an older version
+    was not measured, nothing is said of lengths, near duplicates and samples.
     """
     shards: dict[tuple[str, str], list[JsonObject]] = {}
+    about: dict[str, JsonObject] = {}
     names = {path: _SHARD.sub("", path) or "synthesis" for path in folders}
     for path, counts in folders.items():
         name, of = names[path], counts.get("shards", 0)
         if (there := [*names.values()].count(name)) < of and path:
             name += f" ({there} of {of} shards)"
         name += " (stub server)" if counts.get("scripted") else ""
+        about[name] = (configs or {}).get(path, {})
         for method, made in counts["methods"].items():
             shards.setdefault((name, method), []).append({"shards": 1, "rejected": {}, **made})
     study = {row.method: row.model_dump(mode="json") for row in load_published().synthesis}
     return {
-        f"{path}: {method}": _conclude(found) | {"study": study.get(method)}
-        for (path, method), found in shards.items()
+        f"{run}: {method}": _conclude(found)
+        | {"run": run, "method": method, "study": study.get(method), **_settings(about[run], method)}
+        for (run, method), found in shards.items()
     }
+
+
+def _settings(config: JsonObject, method: str) -> JsonObject:
+    servers = config.get("servers", {}).items()  # a model may be the path of a folder, which is named instead
+    models = {name: re.sub("^/.*/", "", one["model"].rstrip("/")) for name, one in servers}
+    own = config.get("methods", {}).get(method, {})
+    return {"settings": own, "models": models, "verification": config.get("verification", {})}
 
 
 def _add(one: JsonObject, other: JsonObject) -> JsonObject:
@@ -50,16 +64,10 @@ def _add(one: JsonObject, other: JsonObject) -> JsonObject:
 
 
 def _conclude(shards: list[JsonObject]) -> JsonObject:
-    made: JsonObject = {}
-    for shard in shards:
-        made = _add(made, shard)
+    made = reduce(_add, shards, JsonObject())
     quality = made.pop("quality", {}) if all("quality" in shard for shard in shards) else {}
-    ratios = {
-        "accepted_share": ("accepted", "outcomes"),
-        "cost_per_record": ("cost", "records"),
-        "cost_per_token": ("cost", "tokens"),
-        "tokens_per_record": ("tokens", "records"),
-    }
+    ratios = {"accepted_share": ("accepted", "outcomes"), "tokens_per_record": ("tokens", "records")}
+    ratios |= {"cost_per_record": ("cost", "records"), "cost_per_token": ("cost", "tokens")}
     for name, (part, whole) in ratios.items():
         made[name] = made[part] / made[whole] if made[whole] else None
     seeds, near = quality.get("seeds"), quality.get("near_duplicates", {})
@@ -70,23 +78,17 @@ def _conclude(shards: list[JsonObject]) -> JsonObject:
 
 def _first_samples(quality: JsonObject) -> JsonObject:
     """The samples of all shards, as few as one shard has."""
-    rejected = {
-        reason: found[: _SHOWN if is_malformed(reason) else _OTHERS]
-        for reason, found in quality["rejected"].items()
-    }
+    counts = {reason: _SHOWN if reason.startswith(_MALFORMED) else _OTHERS for reason in quality["rejected"]}
+    rejected = {reason: quality["rejected"][reason][:count] for reason, count in counts.items()}
     contrary = {pair: found[:_OTHERS] for pair, found in quality["disagreements"].items()}
     pairs = sorted(quality["pairs"], key=lambda pair: id_rank(pair["seed"]["id"]))[:_SHOWN]
     return quality | {"rejected": rejected, "disagreements": contrary, "pairs": pairs}
 
 
-def is_malformed(reason: str) -> bool:
-    return reason.startswith("malformed")
-
-
 def first_malformed(made: JsonObject) -> list[tuple[str, JsonObject]]:
     """Up to five malformed replies of a method, as (kind, sample): the first of each kind, then others."""
     kinds = (made.get("quality") or {}).get("rejected", {})
-    kept = ([(kind, sample) for sample in found] for kind, found in kinds.items() if is_malformed(kind))
+    kept = ([(kind, one) for one in found] for kind, found in kinds.items() if kind.startswith(_MALFORMED))
     return [*filter(None, chain.from_iterable(zip_longest(*kept)))][:_SHOWN]
 
 

@@ -1,9 +1,13 @@
 """Inspection of a corpus against numbers worked out from the raw files, and the command itself."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from tokenizers import Tokenizer
@@ -11,12 +15,22 @@ from typer.testing import CliRunner
 
 from megatron_mathcpt.commands.corpus_verbs import inspect
 from megatron_mathcpt.commands.main import build_app
+from megatron_mathcpt.data import inspection
 from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
-from megatron_mathcpt.errors import ConfigError, MathCptError
+from megatron_mathcpt.errors import ConfigError, DataError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
 from megatron_mathcpt.formats.indexed_dataset import read_document
-from tests.support.corpus_factory import ESCAPES, HOSTILE, HOSTILE_ID, build_inspected_corpus, wiki_texts
+from megatron_mathcpt.records import JsonObject, id_rank
+from megatron_mathcpt.report.page import render_corpus
+from tests.support.corpus_factory import (
+    ESCAPES,
+    HOSTILE,
+    HOSTILE_ID,
+    ITEM,
+    build_inspected_corpus,
+    wiki_texts,
+)
 from tests.support.json_lines import write_json_lines
 
 KEPT_WIKI = [*(f"wiki{n}" for n in range(10)), HOSTILE_ID, "escapes"]
@@ -152,6 +166,115 @@ def test_distributions_by_hand() -> None:
     assert (found["total"], found["mean"]) == (7, 9)
     assert [*found["quantiles"].values()] == [0, 0, 3, 8, 20, 21, 21]
     assert found["bars"] == [("0", 1), ("1", 0), ("2", 2), ("3", 0), ("4", 2), ("5", 2)]
+
+
+def dropped(corpus: CorpusFolder) -> dict[str, JsonObject]:
+    return {group["reason"]: group for group in inspection.page_content(corpus)["dropped"]}
+
+
+def joined(parts: list[tuple[bool, str]], *, marked: bool = False) -> str:
+    return "".join(text for is_marked, text in parts if is_marked or not marked).rstrip()
+
+
+NGRAM = "A farmer keeps seventeen grey goats and nine hens in one yard. How"  # 13 words
+
+
+def test_dropped_records_show_why(root: Path, corpus: CorpusFolder) -> None:
+    found = dropped(corpus)
+    assert [(reason, group["count"]) for reason, group in found.items()][:2] == [
+        ("other_steps", 21),
+        ("exact_duplicate", 3),
+    ]
+    (leak,), (near,) = found["contaminated"]["records"], found["near_duplicate"]["records"]
+    assert (joined(leak["text"]), joined(leak["text"], marked=True)) == (f"Intro. {ITEM} Outro.", NGRAM)
+    assert (joined(leak["other"]), joined(leak["other"], marked=True)) == (ITEM, NGRAM)
+    assert leak["place"] == f"{root.parent}/raw/benchmark/test.jsonl:1"
+    one = wiki_texts()[1]
+    texts = "other " + one.partition(" ")[2], one
+    assert (joined(near["text"]), joined(near["other"])) == texts
+    first = one.split()[0]
+    assert (joined(near["text"], marked=True), joined(near["other"], marked=True)) == ("other", first)
+    cut = [re.findall(r"[a-z]+|\d+|[^\w\s]", text.lower()) for text in texts]
+    sets = [{tuple(words[n : n + 5]) for n in range(len(words) - 4)} for words in cut]
+    assert near["similarity"] == len(sets[0] & sets[1]) / len(sets[0] | sets[1]) > 0.7
+    assert near["place"] == f"{root.parent}/raw/wiki/a.jsonl:2"
+    assert found["too_short"]["records"][0]["detail"] == {"measured": 4, "limit": 20}
+    assert found["rejected"]["records"][0]["reason"].startswith("not JSON")
+
+
+Rewrite = Callable[..., CorpusFolder]
+
+
+@pytest.fixture
+def rewrite(corpus: CorpusFolder, root: Path, tmp_path: Path) -> Rewrite:
+    """Make the corpus of other dropped records, with the same counts, and benchmarks elsewhere."""
+
+    def write(rows: list[JsonObject], benchmarks: Path = root.parent / "raw" / "benchmark") -> CorpusFolder:
+        (tmp_path / "documents").symlink_to(root / "documents")
+        (tmp_path / "datasets").symlink_to(root / "datasets")
+        common = {"shard": "wiki-00000", "file": "a.jsonl", "line": 1}
+        write_json_lines(tmp_path / "dropped" / "general.jsonl", [common | row for row in rows])
+        config = corpus.manifest.config | {"decontaminate": {"benchmarks": [str(benchmarks)]}}
+        return replace(corpus, root=tmp_path, manifest=corpus.manifest.model_copy(update={"config": config}))
+
+    return write
+
+
+def test_a_match_is_marked_in_the_text_as_written(rewrite: Rewrite, tmp_path: Path) -> None:
+    """Searched are folded words: here the ligature and the accent change the number of characters."""
+    text = "ﬁve cafe\u0301s. Ｈｏｗ many E\u0301CLAIRS ﬁt, 小明？ The end ﬁn"
+    hit = {
+        "benchmark": "b/t",
+        "item": "1",
+        "ngram": "how many éclairs fit, 小明",
+        "share": 1,
+        "masked": False,
+    }
+    lost = {"reason": "contaminated", "id": "x", "text": text, "detail": hit}
+    other = lost | {"id": "y", "detail": hit | {"ngram": "no such words"}}
+    corpus = rewrite([lost, other], tmp_path / "none")
+    found = {row["id"]: row for row in dropped(corpus)["contaminated"]["records"]}
+    assert joined(found["x"]["text"]) == joined(found["y"]["text"]) == normalize("NFC", text)
+    assert joined(found["x"]["text"], marked=True) == "Ｈｏｗ many ÉCLAIRS ﬁt, 小明"
+    assert not joined(found["y"]["text"], marked=True) and not found["x"]["other"]
+    assert "benchmark's file is no longer there" in render_corpus(inspection.page_content(corpus))
+
+
+def test_few_of_many_drops_are_read(
+    rewrite: Rewrite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"reason": "too_short", "id": f"r{n}", "text": "x" * (n % 50)} for n in range(500)]
+    corpus, file = rewrite(rows), tmp_path / "dropped" / "general.jsonl"
+    least = sorted((id_rank(f"r{n} wiki-00000:1"), f"r{n}") for n in range(500))
+    for stretch in (1 << 18, 1000, 61):  # every row once, wherever a stretch begins
+        monkeypatch.setattr(inspection, "STRETCH", stretch)
+        monkeypatch.setattr(inspection, "STRETCHES", 10_000)
+        found = [row["id"] for row in dropped(corpus)["too_short"]["records"]]
+        assert found == [name for _, name in least[:3]]
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:120], b"damaged\n", *lines[120:]]))
+    with pytest.raises(DataError, match=r"general\.jsonl: after byte:\d+: .*build the corpus again"):
+        dropped(corpus)
+    monkeypatch.setattr(inspection, "STRETCHES", 4)  # at 0, 125, 250 and 375 rows, each of some
+    assert len(dropped(corpus)["too_short"]["records"]) == 3
+
+
+def test_the_page_escapes_and_bounds_what_was_dropped(
+    rewrite: Rewrite, root: Path, corpus: CorpusFolder
+) -> None:
+    twin = {"kept": HOSTILE_ID, "shard": "wiki-00000", "line": 999}  # over its budget
+    lost = {"reason": "near_duplicate", "id": HOSTILE_ID, "text": HOSTILE, "detail": twin}
+    content = inspection.page_content(rewrite([lost]))
+    page = render_corpus(content)
+    assert page.count("which was over its budget") == 1 and "Ends the page &lt;/script&gt;" in page
+    assert page.count("<script>") == 1 and "\x1b" not in page and "hostile\\x1b[2J" in page
+    (row,) = next(group for group in content["dropped"] if group["reason"] == "near_duplicate")["records"]
+    parts = [(number % 2 > 0, "&\n") for number in range(inspection.COMPARED // 2)]
+    pairs = [row | {"text": parts, "other": parts, "id": "<" * 10_000, "similarity": 0.7}] * 3
+    plain = [row | {"text": [(False, "&" * 100_000)], "detail": {}, "reason": "r"}] * 3
+    groups = [{"reason": f"r{n}", "count": 9, "records": pairs if n == 0 else plain} for n in range(30)]
+    sizes = [len(render_corpus(content | {"dropped": found}).encode()) for found in ([], groups)]
+    assert sizes[1] - sizes[0] < 300_000
 
 
 def test_the_command_shows_documents_and_drops(root: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats.manifest import write_manifest
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.page import build_report
 from megatron_mathcpt.report.read import finished_runs
@@ -115,6 +116,38 @@ def test_what_an_older_version_made_has_no_measurements() -> None:
     assert sum_shards({"made": shard(1, records=0, tokens=0)})[f"made: {METHOD}"]["cost_per_record"] is None
 
 
+SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 64, "stop": [], "n": 1, "seed": "drawn"}
+TUTOR = {"student": ["small", "tiny"], "student_sampling": SAMPLING | {"n": 4}, "teacher": "big"}
+TUTOR |= {"teacher_sampling": SAMPLING, "attempts": 4, "check": "steps"}
+CONFIG = {
+    "servers": {"small": {"model": "o/small"}, "tiny": {"model": "/data/x/tiny"}, "big": {"model": "o/big"}},
+    "methods": {METHOD: TUTOR},
+    "verification": {"disagreement": "drop", "equations": "keep"},
+    "seeds": {"path": "/data/seeds.jsonl"},
+}
+
+
+@pytest.mark.parametrize("cost", [0.0, 1.5])
+def test_yields_and_settings_are_said_once(tmp_path: Path, cost: float) -> None:
+    counts = shard(1, cost=cost, prompt_tokens=9, completion_tokens=8, reasoning_tokens=0)
+    write_manifest(tmp_path / "made", "synthesis", inputs={}, counts=counts, config=CONFIG)
+    text = build_report(tmp_path, tmp_path / "report", runs=[], comparisons=[]).read_text("utf-8")
+    made = json.loads((tmp_path / "report" / "report.json").read_bytes())["results"]["synthesis"]
+    assert made[f"made: {METHOD}"]["models"] == {"small": "o/small", "tiny": "tiny", "big": "o/big"}
+    assert "/data/" not in json.dumps(made)
+    section = re.sub(
+        r"\s+", " ", text[text.index('<section id="synthesis"') : text.index('<section id="origin"')]
+    )
+    # 8 and 2 of 20 cases
+    assert re.findall(r'style="width:([\d.]+)%"', section) == ["40.0", "10.0"]
+    shown = re.sub("<[^>]+>", "", section)
+    setting = "student o/small / tiny, temperature 0.0, max tokens 64, n 4 · teacher o/big, temperature 0.0, "
+    assert f"{setting}max tokens 64 · attempts 4 · check steps · equations kept" in shown
+    assert '<p class="note">made.</p>' in section and "made:" not in shown
+    assert ("cost" in shown) == (cost > 0) and "reasoning" not in section
+    assert shown.count("40.0") == 1  # of the accepted; the bars have it as a width
+
+
 @pytest.fixture
 def page(results: Path, tmp_path: Path) -> Path:
     """A report with two shards of a run in which a third of the teacher's replies are hostile."""
@@ -158,6 +191,9 @@ def test_the_synthesis_fits_the_width_of_a_phone(chromium: str, page: Path) -> N
     async def check(opened: Page) -> None:
         await opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert await opened.evaluate("document.documentElement.scrollWidth") == 390
+        heading = "document.querySelectorAll('#synthesis-table th')[1]"
+        assert await opened.evaluate(f"{heading}.textContent") == "recordsa seed"
+        assert await opened.evaluate(f"{heading}.getBoundingClientRect().right") < 390
 
     check_in_browser(chromium, page, check, width=390)
 
