@@ -2,27 +2,31 @@
 
 Accuracy has the exact paired test; bits per byte of gold solutions, which decide more where few answers
 are right, the paired bootstrap and Wilcoxon's test. Of a set in two forms it takes one (`read.Run`).
+Runs of several seeds are compared by the means over their seeds on each item, no longer 0 or 1, so that
+accuracy too has the bootstrap and Wilcoxon's test.
 Holm's correction is applied within three families of each measure: all pooled comparisons, all on sets, all
 on subsets (stage, steps, level, language). Verdicts depend on the corrected p-values alone.
 """
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from megatron_mathcpt.errors import EvaluationError
-from megatron_mathcpt.formats.evaluation_folder import KIND
-from megatron_mathcpt.formats.manifest import leaves, load_manifest
 from megatron_mathcpt.formats.sample_log import SampleLog, find_logs, read_log
 from megatron_mathcpt.log import Cell, figure
+from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.figures import MISSING, number, p_value, points
-from megatron_mathcpt.report.read import SUBSETS, Run, load_runs
+from megatron_mathcpt.report.read import SUBSETS, Run, Seeds, load_runs
 from megatron_mathcpt.statistics import (
     PairedComparison,
     PairedMeans,
@@ -40,12 +44,16 @@ HEADINGS += ("Wilcoxon p", "detectable", "only A : only B")
 Cells = tuple[str, ...]
 Pair = tuple[str, str]  # runs: second, first
 Note = tuple[str, str]  # a task, and what is to be said about it
-_Test = tuple[Run, Run, str, list[tuple[str, str]]]  # second, first, task, items as (set, id)
+_Values = NDArray[np.float64]  # (seeds, 2, items): of the first run and of the second
+_CLAIMS = "{} answers more than {}", "{} answers fewer than {}", "{} and {} are not distinguishable"
 
 
 @dataclass(frozen=True)
-class BitsComparison(PairedMeans):
-    """`second` against `first` in bits per byte of the gold solutions: fewer are better."""
+class _MeansComparison(PairedMeans):
+    """`second` against `first` by their means over seeds on each item.
+
+    `seeds` says which seeds these are, if a run has several; `by_seed` are the seeds' own differences.
+    """
 
     second: str
     first: str
@@ -53,23 +61,59 @@ class BitsComparison(PairedMeans):
     p_holm: float
     wilcoxon_holm: float
     tests: int
+    seeds: str = ""
+    by_seed: tuple[float, ...] = ()
+    sign: ClassVar[int] = 1  # of a difference for the better
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.mean_first, self.mean_second
 
     @property
     def verdict(self) -> str:
-        """As of `Comparison`; it needs both tests, as the bootstrap's tails are too light for few items."""
-        both = max(self.p_holm, self.wilcoxon_holm) < ALPHA and self.difference * self.rank_difference > 0
-        return UNDECIDED if not both else "better" if self.difference < 0 else "worse"
+        """As of `Comparison`; it needs both tests, as the bootstrap's tails are too light for few items.
 
-    @property
-    def sentence(self) -> str:
+        No test over items accounts for seeds: the difference must have the same sign with each of them.
+        """
+        same = all(self.difference * other > 0 for other in (self.rank_difference, *self.by_seed))
+        found = same and max(self.p_holm, self.wilcoxon_holm) < ALPHA
+        return UNDECIDED if not found else "better" if self.difference * self.sign > 0 else "worse"
+
+    def figures(self, form: Callable[..., str], unit: str = "") -> str:
+        change, low, high, *each = (
+            form(x, sign=True) for x in (self.difference, self.low, self.high, *self.by_seed)
+        )
         tests = zip(("bootstrap", "Wilcoxon"), (self.p_holm, self.wilcoxon_holm), strict=True)
         p = ", ".join(f"{name} p {p_value(value, equals=True)}" for name, value in tests)
         corrected = f", after Holm over {self.tests} tests" if self.tests > 1 else ""
-        change, low, high = (number(x, sign=True) for x in (self.difference, self.low, self.high))
-        figures = f"{change}, 95% interval {low} to {high}; {p}{corrected}"
-        counts = f"{number(self.mean_second)} against {number(self.mean_first)} ({figures})"
+        seeds = f"; by seed {', '.join(each)}" if each else ""
+        return f"{self.seeds} ({change}{unit}, 95% interval {low} to {high}{seeds}; {p}{corrected})"
+
+
+@dataclass(frozen=True)
+class BitsComparison(_MeansComparison):
+    """Bits per byte of the gold solutions: fewer are better."""
+
+    sign: ClassVar[int] = -1
+
+    @property
+    def sentence(self) -> str:
         fewer, more = (f"{{}} needs {how} bits per byte than {{}}" for how in ("fewer", "more"))
-        return _sentence(self, (fewer, more, "{} and {} are not distinguishable in bits per byte"), counts)
+        claims = (fewer, more, "{} and {} are not distinguishable in bits per byte")
+        means = f"{number(self.mean_second)} against {number(self.mean_first)}"
+        return _sentence(self, claims, means + self.figures(number))
+
+
+@dataclass(frozen=True)
+class SeedsComparison(_MeansComparison):
+    """Accuracy of runs of several seeds, by the share of the seeds that answer an item."""
+
+    bits: BitsComparison | None = None
+
+    @property
+    def sentence(self) -> str:
+        means = f"{points(self.mean_second)} against {points(self.mean_first)} % of {self.n} items"
+        return _sentence(self, _CLAIMS, means + self.figures(points, " points"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +128,12 @@ class Comparison(PairedComparison):
     detectable: float  # smallest true difference that this test finds with 80 % power
     p_holm: float
     tests: int
+    seeds: str = ""  # which are compared, if either run has several
     bits: BitsComparison | None = None  # None if either run was scored without them
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.correct_first / self.n, self.correct_second / self.n
 
     @property
     def verdict(self) -> str:
@@ -95,89 +144,127 @@ class Comparison(PairedComparison):
 
     @property
     def sentence(self) -> str:
-        counts = f"{self.correct_second} against {self.correct_first} of {self.n}"
+        counts = f"{self.correct_second} against {self.correct_first} of {self.n}{self.seeds}"
         corrected = f"; {p_value(self.p_holm)} after Holm over {self.tests} tests" if self.tests > 1 else ""
         figures = (
             f"{points(self.difference, sign=True)} points, 95% interval {points(self.low, sign=True)} to "
             f"{points(self.high, sign=True)}; exact McNemar p {p_value(self.p_value, equals=True)}{corrected}"
         )
-        claims = "{} answers more than {}", "{} answers fewer than {}", "{} and {} are not distinguishable"
-        return _sentence(self, claims, f"{counts} ({figures})")
-
-    def as_json(self) -> dict[str, JsonValue]:
-        """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
-        return _as_json(self) | {"bits": _as_json(self.bits) if self.bits else None}
+        return _sentence(self, _CLAIMS, f"{counts} ({figures})")
 
 
-def _sentence(row: Comparison | BitsComparison, claims: tuple[str, str, str], figures: str) -> str:
+Found = Comparison | SeedsComparison  # accuracy, with the bits per byte
+
+
+class _Test(NamedTuple):
+    about: dict[str, str]  # names of second, first and task, and which seeds are compared
+    items: list[tuple[str, str]]  # (set, id)
+    pairs: list[tuple[Run, Run]]  # (first, second) of each seed that both have
+
+    def right(self) -> _Values:
+        found = [[[run.right(of)[item] for of, item in self.items] for run in pair] for pair in self.pairs]
+        return np.array(found, np.float64)
+
+    def bits(self) -> _Values:
+        """Of the items that have them in all runs."""
+        found = [
+            {(of, item): bits for of in run.higher for item, bits in run.gold_bits(of, other).items()}
+            for pair in self.pairs
+            for run, other in (pair, pair[::-1])
+        ]
+        both = [item for item in self.items if all(item in bits for bits in found)]
+        return np.array([[bits[item] for item in both] for bits in found]).reshape(len(self.pairs), 2, -1)
+
+
+def comparison_as_json(row: Found | BitsComparison) -> dict[str, JsonValue]:
+    """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
+    values = asdict(row)
+    missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
+    bits = {} if isinstance(row, BitsComparison) else {"bits": row.bits and comparison_as_json(row.bits)}
+    return values | missing | bits | {"verdict": row.verdict, "sentence": row.sentence}
+
+
+def _sentence(row: Found | BitsComparison, claims: tuple[str, str, str], figures: str) -> str:
     """`claims` are of second and first: better, worse, undecided."""
     claim = dict(zip(("better", "worse", UNDECIDED), claims, strict=True))[row.verdict]
     where = "" if row.task == POOLED else f" on {row.task}"
     return f"{claim.format(row.second, row.first)}{where}: {figures}."
 
 
-def _as_json(row: Comparison | BitsComparison) -> dict[str, JsonValue]:
-    values = asdict(row)
-    missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
-    return values | missing | {"verdict": row.verdict, "sentence": row.sentence}
-
-
-def compare_runs(runs: Sequence[Run], pairs: Sequence[Pair]) -> tuple[Comparison, ...]:
+def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Found, ...]:
     """Compare each pair (second, first) over all sets in common, then by set, then by subset.
 
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
     """
-    by_name = {run.name: run for run in runs}
     families: tuple[list[_Test], ...] = [], [], []
     for pair in pairs:
-        if unknown := [name for name in pair if name not in by_name]:
-            raise EvaluationError(f"comparison names run '{unknown[0]}'; there are: {', '.join(by_name)}")
-        second, first = (by_name[name] for name in pair)
+        if unknown := [name for name in pair if name not in pools]:
+            raise EvaluationError(f"comparison names run '{unknown[0]}'; there are: {', '.join(pools)}")
+        seconds, firsts = (pools[name] for name in pair)
+        both = [(firsts[seed], seconds[seed]) for seed in seconds if seed in firsts]
+        first, second = both[0]
         items = {of: [(of, item) for item in second.right(of)] for of in second.higher if of in first.higher}
         if not items:
             raise EvaluationError(
                 f"{second.scored}: no task in common with {first.name}; evaluate both runs on the same tasks"
             )
-        families[0].append((second, first, POOLED, [item for found in items.values() for item in found]))
-        families[1].extend((second, first, of, found) for of, found in items.items())
-        for name in SUBSETS:
-            subset = second.subsets.get(name) or first.subsets.get(name) or ()
-            if found := [item for item in subset if item[0] in items]:
-                families[2].append((second, first, name, found))
+        subsets = {name: second.subsets.get(name) or first.subsets.get(name) or () for name in SUBSETS}
+        shared = {name: [item for item in found if item[0] in items] for name, found in subsets.items()}
+        tests = {POOLED: [item for found in items.values() for item in found]}, items, shared
+        about = {"second": pair[0], "first": pair[1]}
+        about["seeds"] = _describe_seeds(len(both), max(len(seconds), len(firsts)))
+        for family, found in zip(families, tests, strict=True):
+            family += [_Test(about | {"task": task}, of, both) for task, of in found.items() if of]
     return tuple(row for family in families for row in _compare(family))
 
 
-def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
-    tests, pairs = [], {}
-    for index, (second, first, _, items) in enumerate(family):
-        after, before = ([run.right(of)[item] for of, item in items] for run in (second, first))
-        tests.append((compare_paired(before, after), sum(after), sum(before)))
-        old, new = (
-            {(of, item): bits for of in run.higher for item, bits in run.gold_bits(of, other).items()}
-            for run, other in ((first, second), (second, first))
-        )
-        if both := [item for item in items if item in old and item in new]:
-            pairs[index] = [old[item] for item in both], [new[item] for item in both]
-    means = compare_means([*pairs.values()])
-    holms = (holm([getattr(found, test) for found in means]) for test in ("p_value", "wilcoxon"))
-    of_bits = dict(zip(pairs, zip(means, *holms, strict=True), strict=True))
-    adjusted = holm([test.p_value for test, *_ in tests])
-    for index, (second, first, task, _) in enumerate(family):
-        test, correct_second, correct_first = tests[index]
-        names = {"second": second.name, "first": first.name, "task": task}
-        row = Comparison(
-            **vars(test) | names,
-            correct_second=correct_second,
-            correct_first=correct_first,
-            detectable=minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n),
-            p_holm=adjusted[index],
-            tests=len(family),
-        )
-        if index in of_bits:
-            mean, p, wilcoxon = of_bits[index]
-            corrected = {"p_holm": p, "wilcoxon_holm": wilcoxon, "tests": len(pairs)}
-            row = replace(row, bits=BitsComparison(**vars(mean) | names | corrected))
-        yield row
+def _describe_seeds(both: int, most: int) -> str:
+    if most == 1:
+        return ""
+    which = f"mean of {both} seeds" if both > 1 else "in the one seed"
+    return f", {which}" + (" that both have" if both < most else "")
+
+
+def _compare(family: Sequence[_Test]) -> Iterator[Found]:
+    right = [test.right() for test in family]
+    bits = {at: found for at, test in enumerate(family) if (found := test.bits()).size}
+    pooled = {at: found for at, found in enumerate(right) if len(found) > 1}
+    averaged = [values.mean(axis=0).tolist() for values in (*pooled.values(), *bits.values())]
+    means = compare_means([(first, second) for first, second in averaged], len(family))
+    of_seeds = means[: len(pooled)]
+    exact = {
+        at: compare_paired(*(found[0] > 0).tolist()) for at, found in enumerate(right) if len(found) == 1
+    }
+    # Of runs with one seed, the exact test takes the place of both others.
+    single = [test.p_value for test in exact.values()]
+    of_bits = {
+        at: BitsComparison(**found) for at, found in _with_means(family, bits, means[len(pooled) :], [])
+    }
+    rows: dict[int, Found] = {
+        at: SeedsComparison(**found, bits=of_bits.get(at))
+        for at, found in _with_means(family, pooled, of_seeds, single)
+    }
+    adjusted = holm([*single, *(found.p_value for found in of_seeds)])
+    for p_holm, (at, test) in zip(adjusted, exact.items(), strict=False):
+        before, after = right[at][0].sum(axis=1).astype(int).tolist()
+        counts = {"correct_second": after, "correct_first": before, "p_holm": p_holm, "tests": len(family)}
+        discordant = (test.only_first + test.only_second) / test.n
+        counts["detectable"] = minimum_detectable_difference(test.n, discordant)
+        rows[at] = Comparison(**vars(test) | family[at].about | counts, bits=of_bits.get(at))
+    return (rows[at] for at in range(len(family)))
+
+
+def _with_means(
+    family: Sequence[_Test], values: dict[int, _Values], means: list[PairedMeans], others: list[float]
+) -> Iterator[tuple[int, JsonObject]]:
+    """Fields of the tests that have values; `others` are p-values that share their Holm's correction."""
+    tests = [[getattr(found, name) for found in means] for name in ("p_value", "wilcoxon")]
+    holms = (holm([*others, *found])[len(others) :] for found in tests)
+    for (at, found), test, p_holm, wilcoxon in zip(values.items(), means, *holms, strict=True):
+        corrected = {"p_holm": p_holm, "wilcoxon_holm": wilcoxon, "tests": len(means) + len(others)}
+        changes = (found[:, 1] - found[:, 0]).mean(axis=1).tolist()
+        by_seed = tuple(changes) if len(changes) > 1 else ()
+        yield at, vars(test) | family[at].about | corrected | {"by_seed": by_seed}
 
 
 def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
@@ -216,19 +303,16 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     runs = load_runs(root, [first, second])
     alone = [side for side, run in zip("AB", runs, strict=True) if not run.manifest]
-    configs = (
-        (leaves(run.manifest.config) if run.manifest and not alone else {})  # else all would differ
-        | (leaves(load_manifest(run.scored, KIND).config, "evaluation.") if run.scores else {})
-        for run in runs
-    )
-    # An empty section sets nothing: a config without it is not different.
-    before, after = ({field: value for field, value in config.items() if value != {}} for config in configs)
+    before, after = (run.settings() for run in runs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
+    if alone:  # all of the others would differ
+        fields = [field for field in fields if field.startswith("evaluation.")]
     settings: list[Cells] = [
         (field, *(Cell(side.get(field), str(side.get(field, MISSING))) for side in (before, after)))
         for field in fields
     ]
-    tests = compare_runs(runs, [(second, first)]) if all(run.scores for run in runs) else ()
+    pools = {run.name: {1: run} for run in runs}
+    tests = compare_runs(pools, [(second, first)]) if all(run.scores for run in runs) else ()
     said = [f"{side}: an evaluation alone; settings of training are not compared." for side in alone]
     said += [] if settings or alone else ["Same settings."]
     said += [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
@@ -237,16 +321,11 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     return settings, rows_of(tests), said
 
 
-def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
+def rows_of(comparisons: Sequence[Found]) -> list[tuple[str, ...]]:
     """A row of `HEADINGS` for each test, with `first` as A."""
-    rows = []
-    for row in comparisons:
-        ends = (row.correct_first / row.n, row.correct_second / row.n)
-        rows.append(_cells(row.task, "accuracy", row, ends, row.p_holm))
-    for bits in (row.bits for row in comparisons if row.bits):
-        ends = (bits.mean_first, bits.mean_second)
-        rows.append(_cells(bits.task, "bits per byte", bits, ends, bits.p_holm))
-    return rows
+    rows = [_cells(row.task, "accuracy", row, row.ends, row.p_holm) for row in comparisons]
+    of_bits = (row.bits for row in comparisons if row.bits)
+    return rows + [_cells(row.task, "bits per byte", row, row.ends, row.p_holm) for row in of_bits]
 
 
 def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[Note]) -> list[Cells]:

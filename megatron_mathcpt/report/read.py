@@ -6,10 +6,12 @@ were converted and scored. Timings are in a file of their own, because results a
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from megatron_mathcpt.errors import DataError, EvaluationError, first_of
 from megatron_mathcpt.formats import evaluation_folder
@@ -21,10 +23,10 @@ from megatron_mathcpt.formats.evaluation_folder import (
     samples_path,
     set_of,
 )
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, RUN, MetricRow, RunCounts, read_metrics
 from megatron_mathcpt.log import Cell
-from megatron_mathcpt.records import DIFFICULTIES
+from megatron_mathcpt.records import DIFFICULTIES, JsonObject
 from megatron_mathcpt.report import figures
 
 _LEAST = list(DIFFICULTIES.values())
@@ -131,6 +133,66 @@ class Run:
         forms = (form for form in (of, of + FEW_SHOT) if all(bits.get(form) for bits in both))
         return self.bits.get(next(forms, ""), {})
 
+    def settings(self) -> JsonObject:
+        """Values of the run's config and of its evaluation's, by dotted field; an empty section sets none."""
+        config = leaves(self.manifest.config) if self.manifest else {}
+        if self.scores:
+            config |= leaves(load_manifest(self.scored, evaluation_folder.KIND).config, "evaluation.")
+        return {field: value for field, value in config.items() if value != {}}
+
+
+Seeds = dict[int, Run]  # a run by the number of its seed; without others the number is 1
+
+
+def pool_seeds(runs: Sequence[Run]) -> dict[str, Seeds]:
+    """The runs by name, NAME with NAME_seed2 and so on, where both are scored, or neither is.
+
+    Of the two forms of a set, the one with the higher mean accuracy over the seeds counts for each of them.
+    Raises `EvaluationError` naming what differs between them other than the seed.
+    """
+    scored = {run.name: bool(run.scores) for run in runs}
+
+    def place(name: str) -> tuple[str, int]:
+        first, _, number = name.rpartition("_seed")
+        further = re.fullmatch("[2-9]|[1-9][0-9]+", number) and scored.get(first) == scored[name]
+        return (first, int(number)) if further and place(first) == (first, 1) else (name, 1)
+
+    pools: dict[str, Seeds] = {}
+    for run in runs:
+        name, number = place(run.name)
+        pools.setdefault(name, {})[number] = run
+    return {run.name: _alike(pools[run.name]) for run in runs if run.name in pools}
+
+
+def _alike(seeds: Seeds) -> Seeds:
+    first, *others = (seeds[number] for number in sorted(seeds))
+    settings = _without_seed(first) if others else {}
+    for run in others:
+        own = _without_seed(run)
+        wrong = [field for field in settings | own if settings.get(field) != own.get(field)]
+        wrong += [] if run.scores.keys() == first.scores.keys() else ["tasks"]
+        if wrong:
+            raise EvaluationError(
+                f"{run.folder}: {wrong[0]} differs from {first.name}, whose seed it is by its name; rename it"
+            )
+    mean = {task: fmean(run.scores[task].accuracy for run in seeds.values()) for task in first.scores}
+    return {number: replace(run, higher=_higher(mean)) for number, run in sorted(seeds.items())}
+
+
+def _without_seed(run: Run) -> dict[str, str]:
+    """Settings but the seed; names and folders are those of the first seed."""
+    settings = run.settings().items()
+    return {name: re.sub(r"_seed\d+(?=\W|$)", "", str(value)) for name, value in settings if name != "seed"}
+
+
+def _higher(accuracies: Mapping[str, float]) -> dict[str, str]:
+    """By set the form with the higher of these accuracies of tasks."""
+    higher: dict[str, str] = {}
+    for task in sorted(accuracies, key=lambda task: task.endswith(FEW_SHOT)):  # zero-shot first, if equal
+        best = higher.setdefault(set_of(task), task)
+        higher[set_of(task)] = max(best, task, key=accuracies.__getitem__)
+    return higher
+
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
     """Load the runs `names` below `root`, in that order.
@@ -167,10 +229,7 @@ def _load_run(folder: Path, name: str) -> Run:
     load = evaluation_folder.load_first_answers
     answers = {task: load(scored, task, score) for task, score in scores.items()}
     bits = {task: dict(_bits(rows, samples_path(scored, task))) for task, rows in answers.items()}
-    higher: dict[str, str] = {}
-    for task in sorted(scores, key=lambda task: task.endswith(FEW_SHOT)):  # zero-shot first, taken if equal
-        best = higher.setdefault(set_of(task), task)
-        higher[set_of(task)] = max(best, task, key=lambda form: scores[form].accuracy)
+    higher = _higher({task: score.accuracy for task, score in scores.items()})
     forms = {of: of if of in scores else form for of, form in higher.items()}
     return Run(
         name=name,

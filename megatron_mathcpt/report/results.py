@@ -6,7 +6,7 @@ Shares are of 1, losses in nats per token.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -16,15 +16,16 @@ from pydantic import JsonValue
 
 from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs
+from megatron_mathcpt.report.comparison import Pair, compare_runs, comparison_as_json
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
 from megatron_mathcpt.report.mixture_search import judge_search
 from megatron_mathcpt.report.origins import Origin
-from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.read import SUBSETS, Run, Seeds, pool_seeds, tasks_of
 from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.report.synthesized import sum_shards
@@ -42,17 +43,21 @@ def build_results(
 ) -> dict[str, JsonValue]:
     """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
+    pools, tokens = pool_seeds(runs), _mathematics_tokens(manifests, origins)
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
-    compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
-    comparisons = compare_runs(runs, compared)
-    tokens = _mathematics_tokens(manifests, origins)
-    rows: dict[str, Any] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
+    compared = _pool_pairs(pools, [*pairs, *(study_pairs(published, runs) if published else ())])
+    comparisons = compare_runs(pools, compared)
+    rows: dict[str, Any] = {}
+    for name, seeds in pools.items():
+        of_seeds = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
+        pooled = _pool([*of_seeds.values()]) if len(seeds) > 1 else of_seeds[name]
+        rows[name] = pooled | {"seeds": of_seeds if len(seeds) > 1 else {}}
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
         "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
         "runs": rows,
-        "comparisons": [found.as_json() for found in comparisons],
+        "comparisons": [comparison_as_json(found) for found in comparisons],
         "worth": [*rank_sources(rows, comparisons)],
         "searches": {
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
@@ -61,7 +66,7 @@ def build_results(
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
-        "samples": choose_samples(runs, compared),
+        "samples": choose_samples([next(iter(seeds.values())) for seeds in pools.values()], compared),
         "origins": [asdict(origin) for origin in origins],
     }
 
@@ -83,6 +88,39 @@ def build_versions(manifests: Manifests) -> dict[str, list[str]]:
         for package, version in {**manifest.versions, "commit": manifest.commit}.items():
             versions.setdefault(package, set()).add(version)
     return {package: sorted(found) for package, found in sorted(versions.items())}
+
+
+def _pool_pairs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, each once, with the first seed in place of the others."""
+    first = {run.name: name for name, seeds in pools.items() for run in seeds.values()}
+    found = [(first.get(a, a), first.get(b, b)) for a, b in pairs]
+    if same := [f"{b}:{a}" for (a, b), (name, other) in zip(pairs, found, strict=True) if name == other]:
+        raise EvaluationError(f"comparison {same[0]}: of seeds of one run, which are pooled; leave it out")
+    return list(dict.fromkeys(found))
+
+
+def _pool(rows: Sequence[Any]) -> Any:
+    """Means over the rows of seeds, by field; of what differs and is no number, the first.
+
+    A score has those of the seeds too. Its interval is Wilson's of the mean share, of as many items.
+    """
+    first = rows[0]
+    if isinstance(first, Counter):  # one of the seeds may lack a key
+        return {key: sum(row[key] for row in rows) / len(rows) for key in sum(rows, Counter())}
+    if isinstance(first, dict):
+        found = {key: _pool([row[key] for row in rows]) for key in first}
+        if "accuracy" in found:
+            ends = zip(("low", "high"), wilson_interval(found["correct"], found["n"]), strict=True)
+            names = ("accuracy", "bits_per_byte")
+            found["correct"] = round(found["correct"], 1)
+            found |= {**dict(ends), "by_seed": {name: [row[name] for row in rows] for name in names}}
+        return found
+    if all(row == first for row in rows):
+        return first
+    if isinstance(first, list | tuple) and len({len(row) for row in rows}) == 1:
+        return [_pool(parts) for parts in zip(*rows, strict=True)]
+    known = [row for row in rows if isinstance(row, float | int)]
+    return sum(known) / len(rows) if len(known) == len(rows) else None if None in rows else first
 
 
 def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, JsonValue]:
@@ -154,7 +192,7 @@ def _over(run: Run, items: Collection[tuple[str, str]]) -> dict[str, JsonValue]:
     return _share([run.right(of)[item] for of, item in items], [found for found in bits if found is not None])
 
 
-def _answers(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
+def _answers(scores: Collection[TaskScore]) -> dict[str, Any]:
     """How the answers of all tasks, in both forms, were found and look; None where no task counted it."""
     methods = sum((Counter(score.methods) for score in scores), Counter())
 
@@ -164,7 +202,7 @@ def _answers(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
         return total / sum(getattr(score, of) for score in known) if known else None
 
     return {
-        "methods": dict(methods.most_common()),
+        "methods": Counter(dict(methods.most_common())),
         "mean_tokens": mean("mean_tokens", times="n"),
         "mean_thinking_tokens": mean("mean_thinking_tokens", times="n"),
         "cut": mean("cut_outputs"),

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Comparison, Pair
+from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Found, Pair
 from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
@@ -83,7 +83,7 @@ def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
 
 
-def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparison]) -> dict[str, JsonValue]:
+def build_study(published: Published, runs: Runs, comparisons: Sequence[Found]) -> dict[str, JsonValue]:
     """Tables that have one of our runs, and the verdict on each result."""
 
     def ours(run: str) -> list[JsonValue]:
@@ -109,9 +109,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
     }
 
 
-def judge(
-    pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison | BitsComparison]
-) -> JsonObject:
+def judge(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Found | BitsComparison]) -> JsonObject:
     """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
@@ -130,7 +128,7 @@ def judge(
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
-def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> JsonObject:
+def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Found]) -> JsonObject:
     """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces."""
     accuracy = judge(pairs, where, comparisons)
     bits = judge(pairs, where, [row.bits for row in comparisons if row.bits])
@@ -149,7 +147,7 @@ def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Com
     return {"verdict": verdict, "sentence": sentence, "tests": tests, "accuracy": accuracy, "bits": bits}
 
 
-def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) -> dict[str, JsonValue]:
+def _result(result: StudyResult, comparisons: Sequence[Found], runs: Runs) -> dict[str, JsonValue]:
     own, matched = (judge_by_both(of, result.where, comparisons) for of in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ

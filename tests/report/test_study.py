@@ -96,7 +96,7 @@ def test_the_study_is_compared_with_our_runs(grid: Path) -> None:
     titles = {"Synthesis methods", "Stages", "Data distribution", "Difficulty"}
     assert {table["title"] for table in study["tables"]} == titles
     text = (grid / "report" / "index.html").read_text(encoding="utf-8")
-    assert "(30.0 ± 4.6)" in text
+    assert '<td data-value="0.3">(30.0)<br><small>95% 21.9 to 39.6, 100 of 1319 items</small>' in text
     assert text.count('class="scroll"><table class="sortable study-table"') == 4
 
 
@@ -129,10 +129,12 @@ def test_a_table_of_the_study_shows_our_bits_per_byte(tmp_path: Path) -> None:
     text = (tmp_path / "grid" / "report" / "index.html").read_text(encoding="utf-8")
     tables = text[text.index('study-table"') : text.index('<section id="scores">')]
     # (1 + 2.25) / 2, with a standard error of half the difference
-    assert '<td data-value="1.625">1.625<br><small>± 0.625</small></td>' in tables
+    assert '<td data-value="1.625">1.625 ± 0.625</td>' in tables
 
 
-def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
+def test_a_task_of_one_item_has_a_wide_interval_and_no_error(tmp_path: Path) -> None:
     root = write_results(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
     report_json(root, ("base1", "base2"), [], study=True)
-    assert "(100.0 ± –)" in (root / "report" / "index.html").read_text(encoding="utf-8")
+    text = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert "100.0 (20.7 to 100.0)<br><small>1 of 1" in text  # 1 / (1 + 1.96²) = 0.2065
+    assert "± –" not in text
