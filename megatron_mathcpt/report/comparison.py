@@ -5,7 +5,8 @@ are right, the paired bootstrap and Wilcoxon's test. Of a set in two forms it ta
 Runs of several seeds are compared by the means over their seeds on each item, no longer 0 or 1, so that
 accuracy too has the bootstrap and Wilcoxon's test.
 Holm's correction is applied within three families of each measure: all pooled comparisons, all on sets, all
-on subsets (stage, steps, level, language). Verdicts depend on the corrected p-values alone.
+on subsets (stage, steps, level, language) of at least `LEAST_ITEMS`. Verdicts depend on the corrected
+p-values alone.
 """
 
 import math
@@ -37,6 +38,7 @@ from megatron_mathcpt.statistics import (
 )
 
 ALPHA = 0.05  # family-wise error rate
+LEAST_ITEMS = 10  # of a subset that is tested
 POOLED = "all tasks"
 UNDECIDED = "not distinguishable"
 HEADINGS: tuple[str, ...] = ("task", "metric", "items", "A", "B", "B - A", "95% interval", "p", "Holm p")
@@ -210,11 +212,12 @@ def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Fou
             )
         subsets = {name: second.subsets.get(name) or first.subsets.get(name) or () for name in SUBSETS}
         shared = {name: [item for item in found if item[0] in items] for name, found in subsets.items()}
+        shared = {name: found for name, found in shared.items() if len(found) >= LEAST_ITEMS}
         tests = {POOLED: [item for found in items.values() for item in found]}, items, shared
         about = {"second": pair[0], "first": pair[1]}
         about["seeds"] = _describe_seeds(len(both), max(len(seconds), len(firsts)))
         for family, found in zip(families, tests, strict=True):
-            family += [_Test(about | {"task": task}, of, both) for task, of in found.items() if of]
+            family += [_Test(about | {"task": task}, of, both) for task, of in found.items()]
     return tuple(row for family in families for row in _compare(family))
 
 

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -38,7 +38,12 @@ _STEPS.append((f"{_LEAST[-1]} and more steps", _LEAST[-1]))
 _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
-SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
+_NUMBERS = (*(f"{number} step{'s' * (number != 1)}" for number in range(12)), "12 and more steps")
+_TESTED = {"school stage": _STAGES, "steps": tuple(name for name, _ in _STEPS)}
+_TESTED |= {"level": _LEVELS, "language": tuple(_LANGUAGES.values())}
+_KINDS = _TESTED | {"number of steps": _NUMBERS}
+SUBSETS = tuple(chain(*_TESTED.values()))
+MAX_SUBJECTS = 30  # of a set; with more the field is no subject
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
 
 
@@ -216,6 +221,13 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
+def subsets_of(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """All subsets of any run's items by kind: those of no other kind are subjects."""
+    there = {name for run in runs for name in run.subsets}
+    found = {kind: [name for name in names if name in there] for kind, names in _KINDS.items()}
+    return found | {"subject": sorted(there.difference(*_KINDS.values()))}
+
+
 def _load_run(folder: Path, name: str) -> Run:
     # A folder that `mathcpt evaluate` wrote is an evaluation itself.
     alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
@@ -258,14 +270,19 @@ def _bits(rows: Sequence[Sample], path: Path) -> Iterator[tuple[str, float]]:
 
 
 def _subsets(answers: dict[str, tuple[TaskScore, list[Sample]]]) -> dict[str, list[tuple[str, str]]]:
-    """Items by school stage, steps, level and language, of those that have one."""
-    found: dict[str, list[tuple[str, str]]] = {name: [] for name in SUBSETS}
+    """Items by school stage, steps, level, language and subject, of those that have one."""
+    found: dict[str, list[tuple[str, str]]] = {name: [] for name in chain(*_KINDS.values())}
     for task, (score, rows) in answers.items():
+        subjects = {row.subject for row in rows if row.subject}
+        named = 1 < len(subjects) <= MAX_SUBJECTS
+        found |= {name: found.get(name, []) for name in subjects if named}
         for row in rows:
             steps = row.steps is not None and [name for name, least in _STEPS if row.steps >= least][-1]
             level = f"level {str(row.level).removeprefix('Level ')}"
             language = _LANGUAGES.get(row.language or score.language)
-            for name in (f"{row.stage} school", steps, level, language):
-                if name in found:
-                    found[name].append((task, row.id))
+            number = row.steps is not None and _NUMBERS[min(row.steps, 12)]
+            subject = named and row.subject
+            names = {f"{row.stage} school", steps, level, language, number, subject}
+            for name in found.keys() & names:
+                found[name].append((task, row.id))
     return {name: items for name, items in found.items() if items}

@@ -20,12 +20,12 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs, comparison_as_json
+from megatron_mathcpt.report.comparison import LEAST_ITEMS, Pair, compare_runs, comparison_as_json
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
 from megatron_mathcpt.report.mixture_search import judge_search
 from megatron_mathcpt.report.origins import Origin
-from megatron_mathcpt.report.read import SUBSETS, Run, Seeds, pool_seeds, tasks_of
+from megatron_mathcpt.report.read import Run, Seeds, pool_seeds, subsets_of, tasks_of
 from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.report.synthesized import sum_shards
@@ -55,7 +55,8 @@ def build_results(
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
-        "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
+        "subsets": {kind: names for kind, names in subsets_of(runs).items() if names},
+        "least_items": LEAST_ITEMS,
         "runs": rows,
         "comparisons": [comparison_as_json(found) for found in comparisons],
         "worth": [*rank_sources(rows, comparisons)],

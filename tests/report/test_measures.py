@@ -1,6 +1,7 @@
 """Two measures of the same runs: bits per byte next to accuracy, forms, strata, contradicted results."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,28 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
     assert len(sentences) == 2 * 4
 
 
-def test_levels_and_languages_are_subsets_of_both_measures(root: Path) -> None:
+def test_levels_languages_and_subjects_are_subsets_of_both_measures(root: Path) -> None:
+    for name in RUNS:
+        rows = [f"samples_{form}.jsonl" for form in ("math_zh", "gsm8k_en", "gsm8k_en_few_shot")]
+        damage(root, name, rows[0], lambda at: {"subject": "algebra" if at % 3 else "geometry"})
+        for file in rows[1:]:
+            damage(root, name, file, lambda _: {"subject": "algebra"})
     found = results_of(root)
     expected = ["middle school", "high school", "up to 3 steps", "4 to 5 steps", "6 and more steps"]
-    assert found["subsets"] == [*expected, *(f"level {n}" for n in range(1, 6)), "English", "Chinese"]
+    assert found["subsets"] == {
+        **{"school stage": expected[:2], "steps": expected[2:], "language": ["English", "Chinese"]},
+        **{
+            "level": [f"level {n}" for n in range(1, 6)],
+            "number of steps": [f"{n} steps" for n in range(2, 7)],
+        },
+        "subject": ["algebra", "geometry"],
+    }
+    # single numbers of steps and subjects are not tested
+    assert len({row["task"] for row in found["comparisons"]}) == 3 + 12
+    # "geometry" has every third item of the second set; the first set has one subject, which is none
+    shown = found["runs"]["base2"]["subsets"]["geometry"]
+    assert (shown["n"], shown["correct"]) == (20, 1)
+    assert shown["bits_per_byte"] == pytest.approx(np.mean(bits(-0.2, "math_zh", 12)[::3]))
     subsets = found["runs"]["base2"]["subsets"]
     # level 1 has the items 0, 5, ..., 55 of the second set, of which the first is right; Chinese all of it
     level, chinese = subsets["level 1"], subsets["Chinese"]
@@ -153,10 +172,13 @@ def test_answers_are_counted_over_all_tasks_and_forms(root: Path) -> None:
     assert answers["right_with_false_equation"] == pytest.approx(2 / 3)
 
 
-def damage(root: Path, run: str, file: str, **fields: Any) -> None:
+def damage(
+    root: Path, run: str, file: str, by_item: Callable[[int], dict[str, Any]] | None = None, **fields: Any
+) -> None:
     folder = root / run / "evaluation"
     rows = [json.loads(line) for line in (folder / file).read_text("utf-8").splitlines()]
-    write_json_lines(folder / file, [row | fields for row in rows])
+    more = [fields | (by_item(at) if by_item else {}) for at in range(len(rows))]
+    write_json_lines(folder / file, [row | own for row, own in zip(rows, more, strict=True)])
     write_manifest(folder, "evaluation", inputs={}, counts={}, config={})
 
 

@@ -107,7 +107,8 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
     found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
     stages = {"middle school": (30, 100), "high school": (30, 100)}
     steps = {"up to 3 steps": (24, 80), "4 to 5 steps": (24, 80), "6 and more steps": (12, 40)}
-    assert found == stages | steps
+    single = {f"{number} steps": (12, 40) for number in range(2, 7)}
+    assert found == stages | steps | single
     made = results["synthesis"]["synthesis: tutor_amp"]
     assert (made["accepted_share"], made["records"], made["tokens_per_record"]) == (0.85, 85, 400.0)
     assert (made["cost_per_record"], made["requests"]) == (0.02, 200)
