@@ -306,14 +306,7 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     first, second = (folder.relative_to(root).as_posix() for folder in folders)
     runs = load_runs(root, [first, second])
     alone = [side for side, run in zip("AB", runs, strict=True) if not run.manifest]
-    before, after = (run.settings() for run in runs)
-    fields = [field for field in before | after if before.get(field) != after.get(field)]
-    if alone:  # all of the others would differ
-        fields = [field for field in fields if field.startswith("evaluation.")]
-    settings: list[Cells] = [
-        (field, *(Cell(side.get(field), str(side.get(field, MISSING))) for side in (before, after)))
-        for field in fields
-    ]
+    settings = differing_settings(*runs)
     pools = {run.name: {1: run} for run in runs}
     tests = compare_runs(pools, [(second, first)]) if all(run.scores for run in runs) else ()
     said = [f"{side}: an evaluation alone; settings of training are not compared." for side in alone]
@@ -322,6 +315,18 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
     said += [f"Few-shot form of {', '.join(few)} in {n}." for n, few in zip("AB", forms, strict=True) if few]
     return settings, rows_of(tests), said
+
+
+def differing_settings(*runs: Run) -> list[Cells]:
+    """Fields that are not the same in both runs, with their values; of an evaluation alone only its own."""
+    before, after = (run.settings() for run in runs)
+    fields = [field for field in before | after if before.get(field) != after.get(field)]
+    if not all(run.manifest for run in runs):
+        fields = [field for field in fields if field.startswith("evaluation.")]
+    return [
+        (field, *(Cell(side.get(field), str(side.get(field, MISSING))) for side in (before, after)))
+        for field in fields
+    ]
 
 
 def rows_of(comparisons: Sequence[Found]) -> list[tuple[str, ...]]:

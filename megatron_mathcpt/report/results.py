@@ -5,6 +5,7 @@ Shares are of 1, losses in nats per token.
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,13 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import LEAST_ITEMS, Pair, compare_runs, comparison_as_json
+from megatron_mathcpt.report.comparison import (
+    LEAST_ITEMS,
+    Pair,
+    compare_runs,
+    comparison_as_json,
+    differing_settings,
+)
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
 from megatron_mathcpt.report.mixture_search import judge_search
@@ -31,6 +38,7 @@ from megatron_mathcpt.report.study import build_study, load_published, study_pai
 from megatron_mathcpt.report.synthesized import sum_shards
 from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
 
+_PARENTS = re.compile(r"(?<![\w.~:/-])/(?:[^/'\",]+/)*(?=[^/'\",]+/[^/'\",]+)")  # of an absolute path
 MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CHARACTERS = 24, 700  # of the items shown with the runs' outputs
@@ -59,6 +67,9 @@ def build_results(
         "least_items": LEAST_ITEMS,
         "runs": rows,
         "comparisons": [comparison_as_json(found) for found in comparisons],
+        "settings": {
+            " − ".join(pair): _settings(*(pools[name][1] for name in pair[::-1])) for pair in compared
+        },
         "worth": [*rank_sources(rows, comparisons)],
         "searches": {
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
@@ -67,19 +78,37 @@ def build_results(
         "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
         "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
-        "samples": choose_samples([next(iter(seeds.values())) for seeds in pools.values()], compared),
+        "samples": choose_samples([seeds[1] for seeds in pools.values()], compared),
         "origins": [asdict(origin) for origin in origins],
     }
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage; each run's median tokens per second, and its processes' hours at it."""
-    rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
-    speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
+    """Seconds of each pipeline stage; each run's median tokens/s and MFU, and its processes' hours."""
+    fields = ("tokens_per_second", "mfu")
+    speeds, mfu = (
+        {run.name: found["median"] for run in runs if (found := _spread(run, field))} for field in fields
+    )
     counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
     seconds = {name: counts[name].consumed_tokens / speed for name, speed in speeds.items()}
     hours = {name: time * counts[name].processes / 3600 for name, time in seconds.items()}
-    return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
+    return {"stage_seconds": stages, "tokens_per_second": speeds, "mfu": mfu, "process_hours": hours}
+
+
+def _spread(run: Run, field: str) -> dict[str, float]:
+    """Median, maximum and last of a field of the training rows; empty if no row has it."""
+    values = [value for row in run.metrics if (value := getattr(row, field)) is not None]
+    return (
+        {"median": sorted(values)[len(values) // 2], "max": max(values), "last": values[-1]} if values else {}
+    )
+
+
+def _settings(first: Run, second: Run) -> list[tuple[str, ...]]:
+    """Settings that differ, as (field, value of second, of first); of a path its last two parts."""
+    rows = (
+        (field, _PARENTS.sub("", b), _PARENTS.sub("", a)) for field, a, b in differing_settings(first, second)
+    )
+    return [row for row in rows if row[0] != "name"]
 
 
 def build_versions(manifests: Manifests) -> dict[str, list[str]]:
@@ -143,6 +172,9 @@ def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, J
         "total": _total(run) if run.scores else None,
         "answers": _answers(run.scores.values()) if run.scores else None,
         "steps": counts and counts.steps,
+        "skipped_steps": counts and len(counts.skipped_steps),
+        "learning_rate": _spread(run, "learning_rate"),
+        "grad_norm": _spread(run, "grad_norm"),
         "consumed_tokens": counts and counts.consumed_tokens,
         "mathematics_tokens": mathematics_tokens,
         "documents_begin": counts and counts.begin,

@@ -118,6 +118,10 @@ def test_curves_tokens_and_speed(results: Path) -> None:
     seen = {"asked": 30000, "seen": 29700, "available": 19800}
     assert run["tokens_by_source"]["general"] == seen
     assert report["timings"]["tokens_per_second"]["base1"] == 121.0  # median of 101..140, the upper one
+    assert report["timings"]["mfu"]["base1"] == 0.3
+    assert run["grad_norm"] == {"median": 21.0, "max": 40.0, "last": 40.0}
+    assert (run["learning_rate"]["max"], run["learning_rate"]["last"]) == (0.01, 0.00025)
+    assert torn["grad_norm"]["max"] == 39.0  # that of the repeated step is not known
     assert report["timings"]["stage_seconds"]["corpus"] == 12.5
     # windows of 3 steps: the mean of 4 - s/20 over 1..3 is that of step 2, drawn at the last token
     assert len(long["train_loss"]) == 120
@@ -234,12 +238,20 @@ def test_settings_of_two_runs_are_compared(results: Path) -> None:
     asked = {"max_new_tokens": 32, "shots": {"heldout_en_few_shot": 8}}
     write_manifest(results / "base2" / "evaluation", "evaluation", inputs={}, counts={}, config=asked)
     for name, rate in (("base1", 1e-4), ("base2", 2e-4)):
-        complete_again(results / name, {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1})
+        config = {"optimizer": {"lr": rate, "clip_grad": 1.0}, "seed": 1}
+        complete_again(results / name, config)
+    complete_again(results / "base", {"seed": 1, "init": {"checkpoint": "/home/me/runs/base"}})
     settings, rows, said = compare_outputs(results / "base1", results / "base2")
     assert settings == [
         ("optimizer.lr", "0.0001", "0.0002"),
         ("evaluation.max_new_tokens", "–", "32"),
         ("evaluation.shots.heldout_en_few_shot", "–", "8"),
+    ]
+    page = built(results, [("base2", "base")])["results"]["settings"]
+    assert page["base2 − base"][:3] == [
+        ["init.checkpoint", "–", "runs/base"],
+        ["optimizer.lr", "0.0002", "–"],
+        ["optimizer.clip_grad", "1.0", "–"],
     ]
     # 12 against 4 of 20, of which 9:1 differ
     assert rows[1][:6] == ("heldout_en", "accuracy", "20", "0.2000", "0.6000", "+0.4000")
