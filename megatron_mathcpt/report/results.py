@@ -55,6 +55,8 @@ def build_results(
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = _pool_pairs(pools, [*pairs, *(study_pairs(published, runs) if published else ())])
     comparisons = compare_runs(pools, compared)
+    synthesis = _counts(manifests, "synthesis")
+    scripted = any(made.get("scripted") for made in synthesis.values())
     rows: dict[str, Any] = {}
     for name, seeds in pools.items():
         of_seeds = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
@@ -75,9 +77,9 @@ def build_results(
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
             for name, found in _counts(manifests, MIXTURE).items()
         },
-        "study": build_study(published, rows, comparisons) if published else None,
+        "study": build_study(published, rows, comparisons, scripted) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
+        "synthesis": {**sum_shards(synthesis)},
         "samples": choose_samples([seeds[1] for seeds in pools.values()], compared),
         "origins": [asdict(origin) for origin in origins],
     }
@@ -239,6 +241,7 @@ def _answers(scores: Collection[TaskScore]) -> dict[str, Any]:
         "mean_tokens": mean("mean_tokens", times="n"),
         "mean_thinking_tokens": mean("mean_thinking_tokens", times="n"),
         "cut": mean("cut_outputs"),
+        "right": sum(score.correct for score in scores if score.right_with_false_equation is not None),
         "right_with_false_equation": mean("right_with_false_equation", of="correct"),
     }
 

@@ -18,6 +18,7 @@ from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
 Where = dict[str, tuple[str, ...]]  # by run, the tasks or subsets of a claim
+SMALL = 1e8  # parameters
 _BY_WEIGHT = ("contradicted", "reproduced", UNDECIDED)
 
 
@@ -56,10 +57,14 @@ class PublishedSynthesis(Section):
 
 
 class StudyResult(Section):
-    """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor."""
+    """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor.
+
+    `small` says why runs of a small scale may disagree.
+    """
 
     text: str
     published: str
+    small: str
     pairs: tuple[Pair, ...]
     matched: tuple[Pair, ...] = ()
     where: Where = Field(default_factory=dict)
@@ -83,8 +88,10 @@ def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
 
 
-def build_study(published: Published, runs: Runs, comparisons: Sequence[Found]) -> dict[str, JsonValue]:
-    """Tables that have one of our runs, and the verdict on each result."""
+def build_study(
+    published: Published, runs: Runs, comparisons: Sequence[Found], scripted: bool
+) -> dict[str, JsonValue]:
+    """Tables that have one of our runs, and the verdict on each result; synthesis may be `scripted`."""
 
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
@@ -105,7 +112,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Found]) 
             table.model_dump() | {"rows": [row.model_dump() | {"ours": ours(row.run)} for row in table.rows]}
             for table in tables
         ],
-        "results": [_result(result, comparisons, runs) for result in published.results],
+        "results": [_result(result, comparisons, runs, scripted) for result in published.results],
     }
 
 
@@ -147,7 +154,9 @@ def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Fou
     return {"verdict": verdict, "sentence": sentence, "tests": tests, "accuracy": accuracy, "bits": bits}
 
 
-def _result(result: StudyResult, comparisons: Sequence[Found], runs: Runs) -> dict[str, JsonValue]:
+def _result(
+    result: StudyResult, comparisons: Sequence[Found], runs: Runs, scripted: bool
+) -> dict[str, JsonValue]:
     own, matched = (judge_by_both(of, result.where, comparisons) for of in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ
@@ -157,4 +166,6 @@ def _result(result: StudyResult, comparisons: Sequence[Found], runs: Runs) -> di
             size.append(f"{' to '.join(ends)} {unit}")
     texts = result.model_dump(include={"text", "published"})
     texts["size"] = ", ".join(size) if own["tests"] else ""
+    small = scripted or any((run["parameters"] or SMALL) < SMALL for run in rows)
+    texts["small"] = result.small if small and own["verdict"] in ("contradicted", UNDECIDED) else ""
     return own | texts | {"matched": matched if result.matched else None}

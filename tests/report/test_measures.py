@@ -1,6 +1,7 @@
 """Two measures of the same runs: bits per byte next to accuracy, forms, strata, contradicted results."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,12 @@ def test_answers_are_counted_over_all_tasks_and_forms(root: Path) -> None:
     assert answers["methods"] == {"none": 177, "box": 3}
     assert (answers["mean_tokens"], answers["cut"]) == (20.5, pytest.approx(6 / 180))
     # one right answer of each task has a false equation; the task without a right one does not count
-    assert answers["right_with_false_equation"] == pytest.approx(2 / 3)
+    assert (answers["right"], answers["right_with_false_equation"]) == (3, pytest.approx(2 / 3))
+    text = (root / "report" / "index.html").read_text("utf-8")
+    row = text[text.index('id="answer-table"') :].split("</tr>")[2]
+    cells = [re.sub(r"<br>.*|<.*?>", "", cell) for cell in row.split("</td>")]
+    assert cells[1:3] == ["1.7", "98.3"] and cells[3:7] == ["20.5", "0.0", "3.3", "66.7"]
+    assert "2 of 3</small>" in row
 
 
 def damage(

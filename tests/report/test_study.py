@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.study import judge, load_published
 from megatron_mathcpt.statistics import PairedComparison
@@ -98,6 +99,17 @@ def test_the_study_is_compared_with_our_runs(grid: Path) -> None:
     text = (grid / "report" / "index.html").read_text(encoding="utf-8")
     assert '<td data-value="0.3">(30.0)<br><small>95% 21.9 to 39.6, 100 of 1319 items</small>' in text
     assert text.count('class="scroll"><table class="sortable study-table"') == 4
+
+
+def test_a_small_scale_is_named_where_it_disagrees(grid: Path) -> None:
+    names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
+    found = report_json(grid, names, [], study=True)["results"]["study"]["results"]
+    assert {row["small"] for row in found} == {""}  # nothing says that the scale is small
+    counts = load_manifest(grid / "synthesis", "synthesis").counts | {"scripted": True}
+    write_manifest(grid / "synthesis", "synthesis", inputs={}, counts=counts, config={})
+    found = report_json(grid, names, [], study=True)["results"]["study"]["results"]
+    assert [bool(row["small"]) for row in found] == [False, False, True, False, False]
+    assert found[2]["small"] in (grid / "report" / "index.html").read_text("utf-8")
 
 
 def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
