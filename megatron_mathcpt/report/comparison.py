@@ -11,12 +11,12 @@ p-values alone.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.figures import MISSING, number, p_value, points
 from megatron_mathcpt.report.read import SUBSETS, Run, Seeds, load_runs
 from megatron_mathcpt.statistics import (
-    PairedComparison,
     PairedMeans,
     compare_means,
     compare_paired,
@@ -47,153 +46,96 @@ Cells = tuple[str, ...]
 Pair = tuple[str, str]  # runs: second, first
 Note = tuple[str, str]  # a task, and what is to be said about it
 _Values = NDArray[np.float64]  # (seeds, 2, items): of the first run and of the second
-_CLAIMS = "{} answers more than {}", "{} answers fewer than {}", "{} and {} are not distinguishable"
+_CLAIMS = {
+    "better": ("{} answers more than {}", "{} needs fewer bits per byte than {}"),
+    "worse": ("{} answers fewer than {}", "{} needs more bits per byte than {}"),
+    UNDECIDED: ("{} and {} are not distinguishable", "{} and {} are not distinguishable in bits per byte"),
+}
 
 
 @dataclass(frozen=True)
-class _MeansComparison(PairedMeans):
-    """`second` against `first` by their means over seeds on each item.
+class _Tested(PairedMeans):
+    """The exact test of 0/1 outcomes takes the place of both others; `only_` are counts of items."""
 
-    `seeds` says which seeds these are, if a run has several; `by_seed` are the seeds' own differences.
+    only_first: int | None = None
+    only_second: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison(_Tested):
+    """`second` against `first` by their means over seeds on each item of `task`: shares of right answers.
+
+    Or, `of_bits`, bits per byte of the gold solutions: fewer are better. `seeds` says which seeds are
+    compared, if a run has several; `by_seed` are the seeds' own differences.
     """
 
-    second: str
-    first: str
-    task: str
-    p_holm: float
-    wilcoxon_holm: float
-    tests: int
+    second: str = ""
+    first: str = ""
+    task: str = ""
+    p_holm: float = 1.0
+    wilcoxon_holm: float = 1.0
+    tests: int = 1
     seeds: str = ""
     by_seed: tuple[float, ...] = ()
-    sign: ClassVar[int] = 1  # of a difference for the better
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        return self.mean_first, self.mean_second
+    of_bits: bool = False
+    bits: "Comparison | None" = None  # next to accuracy; None if either run was scored without them
 
     @property
     def verdict(self) -> str:
-        """As of `Comparison`; it needs both tests, as the bootstrap's tails are too light for few items.
+        """`better`, `worse` or `not distinguishable`, at the family-wise level.
 
-        No test over items accounts for seeds: the difference must have the same sign with each of them.
+        It needs both tests, as the bootstrap's tails are too light for few items; and the same sign with
+        every seed, of which no test over items knows.
         """
         same = all(self.difference * other > 0 for other in (self.rank_difference, *self.by_seed))
         found = same and max(self.p_holm, self.wilcoxon_holm) < ALPHA
-        return UNDECIDED if not found else "better" if self.difference * self.sign > 0 else "worse"
+        return UNDECIDED if not found else "better" if (self.difference > 0) != self.of_bits else "worse"
 
-    def figures(self, form: Callable[..., str], unit: str = "") -> str:
-        change, low, high, *each = (
-            form(x, sign=True) for x in (self.difference, self.low, self.high, *self.by_seed)
+    @property
+    def sentence(self) -> str:
+        form, unit = (number, "") if self.of_bits else (points, " points")
+        exact, several = self.only_first is not None, self.tests > 1
+        means = " against ".join(
+            str(round(mean * self.n)) if exact else form(mean) for mean in (self.mean_second, self.mean_first)
         )
-        tests = zip(("bootstrap", "Wilcoxon"), (self.p_holm, self.wilcoxon_holm), strict=True)
-        p = ", ".join(f"{name} p {p_value(value, equals=True)}" for name, value in tests)
-        corrected = f", after Holm over {self.tests} tests" if self.tests > 1 else ""
-        seeds = f"; by seed {', '.join(each)}" if each else ""
-        return f"{self.seeds} ({change}{unit}, 95% interval {low} to {high}{seeds}; {p}{corrected})"
+        of = f" of {self.n}" if exact else "" if self.of_bits else f" % of {self.n} items"
+        numbers = (self.difference, self.low, self.high, *self.by_seed)
+        change, low, high, *each = (form(value, sign=True) for value in numbers)
+        p = [p_value(value, equals=True) for value in (self.p_holm, self.wilcoxon_holm)]
+        tests = f"bootstrap p {p[0]}, Wilcoxon p {p[1]}{', ' * several}"
+        if exact:
+            corrected = f"; {p_value(self.p_holm)} " if several else ""
+            tests = f"exact McNemar p {p_value(self.p_value, equals=True)}{corrected}"
+        tests += f"after Holm over {self.tests} tests" if several else ""
+        by_seed = f"; by seed {', '.join(each)}" if each else ""
+        claim = _CLAIMS[self.verdict][self.of_bits].format(self.second, self.first)
+        where = "" if self.task == POOLED else f" on {self.task}"
+        figures = f"({change}{unit}, 95% interval {low} to {high}{by_seed}; {tests})"
+        return f"{claim}{where}: {means}{of}{self.seeds} {figures}."
 
-
-@dataclass(frozen=True)
-class BitsComparison(_MeansComparison):
-    """Bits per byte of the gold solutions: fewer are better."""
-
-    sign: ClassVar[int] = -1
-
-    @property
-    def sentence(self) -> str:
-        fewer, more = (f"{{}} needs {how} bits per byte than {{}}" for how in ("fewer", "more"))
-        claims = (fewer, more, "{} and {} are not distinguishable in bits per byte")
-        means = f"{number(self.mean_second)} against {number(self.mean_first)}"
-        return _sentence(self, claims, means + self.figures(number))
-
-
-@dataclass(frozen=True)
-class SeedsComparison(_MeansComparison):
-    """Accuracy of runs of several seeds, by the share of the seeds that answer an item."""
-
-    bits: BitsComparison | None = None
-
-    @property
-    def sentence(self) -> str:
-        means = f"{points(self.mean_second)} against {points(self.mean_first)} % of {self.n} items"
-        return _sentence(self, _CLAIMS, means + self.figures(points, " points"))
-
-
-@dataclass(frozen=True)
-class Comparison(PairedComparison):
-    """`second` against `first` on the items of `task`; `difference`, `low` and `high` are shares."""
-
-    second: str
-    first: str
-    task: str
-    correct_second: int
-    correct_first: int
-    detectable: float  # smallest true difference that this test finds with 80 % power
-    p_holm: float
-    tests: int
-    seeds: str = ""  # which are compared, if either run has several
-    bits: BitsComparison | None = None  # None if either run was scored without them
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        return self.correct_first / self.n, self.correct_second / self.n
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `not distinguishable`, at the family-wise level."""
-        if self.p_holm >= ALPHA or self.only_first == self.only_second:
-            return UNDECIDED
-        return "better" if self.only_second > self.only_first else "worse"
-
-    @property
-    def sentence(self) -> str:
-        counts = f"{self.correct_second} against {self.correct_first} of {self.n}{self.seeds}"
-        corrected = f"; {p_value(self.p_holm)} after Holm over {self.tests} tests" if self.tests > 1 else ""
-        figures = (
-            f"{points(self.difference, sign=True)} points, 95% interval {points(self.low, sign=True)} to "
-            f"{points(self.high, sign=True)}; exact McNemar p {p_value(self.p_value, equals=True)}{corrected}"
-        )
-        return _sentence(self, _CLAIMS, f"{counts} ({figures})")
-
-
-Found = Comparison | SeedsComparison  # accuracy, with the bits per byte
+    def as_json(self) -> dict[str, JsonValue]:
+        """All fields, with verdict and sentence; None for NaN, which JSON lacks."""
+        values = vars(self) | {"verdict": self.verdict, "sentence": self.sentence}
+        values |= {"by_seed": [*self.by_seed], "bits": self.bits and self.bits.as_json()}
+        return {name: None if str(value) == "nan" else value for name, value in values.items()}
 
 
 class _Test(NamedTuple):
-    about: dict[str, str]  # names of second, first and task, and which seeds are compared
+    about: JsonObject  # names of second, first and task, and which seeds are compared
     items: list[tuple[str, str]]  # (set, id)
     pairs: list[tuple[Run, Run]]  # (first, second) of each seed that both have
 
-    def right(self) -> _Values:
-        found = [[[run.right(of)[item] for of, item in self.items] for run in pair] for pair in self.pairs]
-        return np.array(found, np.float64)
-
-    def bits(self) -> _Values:
-        """Of the items that have them in all runs."""
-        found = [
-            {(of, item): bits for of in run.higher for item, bits in run.gold_bits(of, other).items()}
-            for pair in self.pairs
-            for run, other in (pair, pair[::-1])
-        ]
-        both = [item for item in self.items if all(item in bits for bits in found)]
-        return np.array([[bits[item] for item in both] for bits in found]).reshape(len(self.pairs), 2, -1)
+    def values(self, of_bits: bool) -> _Values:
+        """Of the items that have one in all runs."""
+        found = []
+        for run, other in (sides for pair in self.pairs for sides in (pair, pair[::-1])):
+            sets = {of: run.gold_bits(of, other) if of_bits else run.right(of) for of, _ in self.items}
+            found.append([sets[of].get(item) for of, item in self.items])
+        there = [row for row in zip(*found, strict=True) if None not in row]
+        return np.array(there, np.float64).T.reshape(len(self.pairs), 2, -1)
 
 
-def comparison_as_json(row: Found | BitsComparison) -> dict[str, JsonValue]:
-    """All fields, with the verdict and sentence of each measure; None for NaN, which JSON lacks."""
-    values = asdict(row)
-    missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
-    bits = {} if isinstance(row, BitsComparison) else {"bits": row.bits and comparison_as_json(row.bits)}
-    return values | missing | bits | {"verdict": row.verdict, "sentence": row.sentence}
-
-
-def _sentence(row: Found | BitsComparison, claims: tuple[str, str, str], figures: str) -> str:
-    """`claims` are of second and first: better, worse, undecided."""
-    claim = dict(zip(("better", "worse", UNDECIDED), claims, strict=True))[row.verdict]
-    where = "" if row.task == POOLED else f" on {row.task}"
-    return f"{claim.format(row.second, row.first)}{where}: {figures}."
-
-
-def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Found, ...]:
+def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Comparison, ...]:
     """Compare each pair (second, first) over all sets in common, then by set, then by subset.
 
     Raises `EvaluationError` if a run of a pair is unknown, was not scored, or shares no task with the other.
@@ -212,62 +154,49 @@ def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Fou
             )
         subsets = {name: second.subsets.get(name) or first.subsets.get(name) or () for name in SUBSETS}
         shared = {name: [item for item in found if item[0] in items] for name, found in subsets.items()}
-        shared = {name: found for name, found in shared.items() if len(found) >= LEAST_ITEMS}
-        tests = {POOLED: [item for found in items.values() for item in found]}, items, shared
-        about = {"second": pair[0], "first": pair[1]}
-        about["seeds"] = _describe_seeds(len(both), max(len(seconds), len(firsts)))
-        for family, found in zip(families, tests, strict=True):
-            family += [_Test(about | {"task": task}, of, both) for task, of in found.items()]
+        large = {name: found for name, found in shared.items() if len(found) >= LEAST_ITEMS}
+        number, most = len(both), max(len(seconds), len(firsts))
+        seeds = f", mean of {number} seeds" if number > 1 else ", in the one seed" if most > 1 else ""
+        seeds += " that both have" if number < most else ""
+        about = {"second": pair[0], "first": pair[1], "seeds": seeds}
+        for family, tests in zip(families, ({POOLED: [*chain(*items.values())]}, items, large), strict=True):
+            family += [_Test(about | {"task": task}, of, both) for task, of in tests.items()]
     return tuple(row for family in families for row in _compare(family))
 
 
-def _describe_seeds(both: int, most: int) -> str:
-    if most == 1:
-        return ""
-    which = f"mean of {both} seeds" if both > 1 else "in the one seed"
-    return f", {which}" + (" that both have" if both < most else "")
+def _compare(family: Sequence[_Test]) -> Iterator[Comparison]:
+    right, bits = ([test.values(of_bits) for test in family] for of_bits in (False, True))
+    averaged = [values for values in right if len(values) > 1] + [values for values in bits if values.size]
+    pairs = [(first, second) for first, second in (values.mean(axis=0).tolist() for values in averaged)]
+    means = iter(compare_means(pairs, len(family)))
+    tests = [next(means) if len(values) > 1 else _exact(*values[0]) for values in right]
+    of_bits = _correct(family, bits, [next(means) if values.size else None for values in bits], True)
+    rows = _correct(family, right, tests, False)
+    return (replace(row, bits=other) for row, other in zip(rows, of_bits, strict=True) if row)
 
 
-def _compare(family: Sequence[_Test]) -> Iterator[Found]:
-    right = [test.right() for test in family]
-    bits = {at: found for at, test in enumerate(family) if (found := test.bits()).size}
-    pooled = {at: found for at, found in enumerate(right) if len(found) > 1}
-    averaged = [values.mean(axis=0).tolist() for values in (*pooled.values(), *bits.values())]
-    means = compare_means([(first, second) for first, second in averaged], len(family))
-    of_seeds = means[: len(pooled)]
-    exact = {
-        at: compare_paired(*(found[0] > 0).tolist()) for at, found in enumerate(right) if len(found) == 1
-    }
-    # Of runs with one seed, the exact test takes the place of both others.
-    single = [test.p_value for test in exact.values()]
-    of_bits = {
-        at: BitsComparison(**found) for at, found in _with_means(family, bits, means[len(pooled) :], [])
-    }
-    rows: dict[int, Found] = {
-        at: SeedsComparison(**found, bits=of_bits.get(at))
-        for at, found in _with_means(family, pooled, of_seeds, single)
-    }
-    adjusted = holm([*single, *(found.p_value for found in of_seeds)])
-    for p_holm, (at, test) in zip(adjusted, exact.items(), strict=False):
-        before, after = right[at][0].sum(axis=1).astype(int).tolist()
-        counts = {"correct_second": after, "correct_first": before, "p_holm": p_holm, "tests": len(family)}
-        discordant = (test.only_first + test.only_second) / test.n
-        counts["detectable"] = minimum_detectable_difference(test.n, discordant)
-        rows[at] = Comparison(**vars(test) | family[at].about | counts, bits=of_bits.get(at))
-    return (rows[at] for at in range(len(family)))
+def _exact(first: Sequence[float], second: Sequence[float]) -> _Tested:
+    """The exact test of outcomes that are 0 or 1."""
+    test = compare_paired([value == 1 for value in first], [value == 1 for value in second])
+    means = {"mean_first": fmean(first), "mean_second": fmean(second), "rank_difference": test.difference}
+    detectable = minimum_detectable_difference(test.n, (test.only_first + test.only_second) / test.n)
+    return _Tested(**vars(test) | means, wilcoxon=test.p_value, detectable=detectable)
 
 
-def _with_means(
-    family: Sequence[_Test], values: dict[int, _Values], means: list[PairedMeans], others: list[float]
-) -> Iterator[tuple[int, JsonObject]]:
-    """Fields of the tests that have values; `others` are p-values that share their Holm's correction."""
-    tests = [[getattr(found, name) for found in means] for name in ("p_value", "wilcoxon")]
-    holms = (holm([*others, *found])[len(others) :] for found in tests)
-    for (at, found), test, p_holm, wilcoxon in zip(values.items(), means, *holms, strict=True):
-        corrected = {"p_holm": p_holm, "wilcoxon_holm": wilcoxon, "tests": len(means) + len(others)}
-        changes = (found[:, 1] - found[:, 0]).mean(axis=1).tolist()
-        by_seed = tuple(changes) if len(changes) > 1 else ()
-        yield at, vars(test) | family[at].about | corrected | {"by_seed": by_seed}
+def _correct(
+    family: Sequence[_Test], values: list[_Values], tests: Sequence[PairedMeans | None], of_bits: bool
+) -> list[Comparison | None]:
+    """The tests with Holm's correction over those that there are."""
+    there = [test for test in tests if test]
+    p, wilcoxon = (iter(holm([getattr(test, name) for test in there])) for name in ("p_value", "wilcoxon"))
+    rows: list[Comparison | None] = []
+    for one, found, test in zip(family, values, tests, strict=True):
+        if test:
+            changes = (found[:, 1] - found[:, 0]).mean(axis=1).tolist() if len(found) > 1 else ()
+            more = {"tests": len(there), "of_bits": of_bits, "by_seed": tuple(changes)}
+            more |= {"p_holm": next(p), "wilcoxon_holm": next(wilcoxon)}
+        rows.append(Comparison(**vars(test) | one.about | more) if test else None)
+    return rows
 
 
 def compare_outputs(first: Path, second: Path) -> tuple[list[Cells], list[Cells], list[str]]:
@@ -329,11 +258,11 @@ def differing_settings(*runs: Run) -> list[Cells]:
     ]
 
 
-def rows_of(comparisons: Sequence[Found]) -> list[tuple[str, ...]]:
+def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """A row of `HEADINGS` for each test, with `first` as A."""
-    rows = [_cells(row.task, "accuracy", row, row.ends, row.p_holm) for row in comparisons]
+    rows = [_cells(row.task, "accuracy", row, row.p_holm) for row in comparisons]
     of_bits = (row.bits for row in comparisons if row.bits)
-    return rows + [_cells(row.task, "bits per byte", row, row.ends, row.p_holm) for row in of_bits]
+    return rows + [_cells(row.task, "bits per byte", row, row.p_holm) for row in of_bits]
 
 
 def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[Note]) -> list[Cells]:
@@ -360,15 +289,12 @@ def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[No
     if not values:
         raise EvaluationError(f"no metric to compare: {'; '.join(_by_text(notes))}")
     others = [key for key, found in values.items() if not {*chain(*found)} <= {0.0, 1.0}]
-    tests: dict[tuple[str, str], PairedComparison | PairedMeans] = {
-        key: compare_paired([x == 1 for x in a], [x == 1 for x in b])
-        for key, (a, b) in values.items()
-        if key not in others
+    tests: dict[tuple[str, str], PairedMeans] = {
+        key: _exact(*found) for key, found in values.items() if key not in others
     }
-    tests |= zip(others, compare_means([values[key] for key in others]), strict=True)
+    tests |= zip(others, compare_means([values[key] for key in others], len(values)), strict=True)
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    ends = {key: (fmean(a), fmean(b)) for key, (a, b) in values.items()}
-    return [_cells(*key, tests[key], ends[key], adjusted[key]) for key in values]
+    return [_cells(*key, tests[key], adjusted[key]) for key in values]
 
 
 def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[Note]) -> list[int | str]:
@@ -387,18 +313,13 @@ def _common_items(task: str, first: SampleLog, second: SampleLog, notes: list[No
     return both
 
 
-def _cells(
-    task: str, metric: str, test: PairedComparison | PairedMeans, ends: tuple[float, float], p_holm: float
-) -> Cells:
-    wilcoxon = counts = Cell(None, "")
-    if isinstance(test, PairedMeans):
-        wilcoxon, detectable = figure(test.wilcoxon, ".4g"), test.detectable
-    else:
-        only = (test.only_first, test.only_second)
-        counts = Cell(only, "{} : {}".format(*only))
-        detectable = minimum_detectable_difference(test.n, sum(only) / test.n)
-    numbers = (test.n, *ends, test.difference, test.p_value, p_holm)
+def _cells(task: str, metric: str, test: PairedMeans, p_holm: float) -> Cells:
+    only = (getattr(test, "only_first", None), getattr(test, "only_second", None))
+    exact = only[0] is not None
+    counts = Cell(only, "{} : {}".format(*only)) if exact else Cell(None, "")
+    wilcoxon = Cell(None, "") if exact else figure(test.wilcoxon, ".4g")
+    numbers = (test.n, test.mean_first, test.mean_second, test.difference, test.p_value, p_holm)
     *means, p, corrected = map(figure, numbers, ("", ".4f", ".4f", "+.4f", ".4g", ".4g"))
     interval = MISSING if math.isnan(test.low) else f"{test.low:+.4f} to {test.high:+.4f}"
     bounds = Cell((test.low, test.high), interval)
-    return task, metric, *means, bounds, p, corrected, wilcoxon, figure(detectable, ",.4f"), counts
+    return task, metric, *means, bounds, p, corrected, wilcoxon, figure(test.detectable, ",.4f"), counts

@@ -171,12 +171,11 @@ def pool_seeds(runs: Sequence[Run]) -> dict[str, Seeds]:
 
 def _alike(seeds: Seeds) -> Seeds:
     first, *others = (seeds[number] for number in sorted(seeds))
-    settings = _without_seed(first) if others else {}
     for run in others:
-        own = _without_seed(run)
+        settings, own = _without_seed(first), _without_seed(run)
         wrong = [field for field in settings | own if settings.get(field) != own.get(field)]
-        wrong += [] if run.scores.keys() == first.scores.keys() else ["tasks"]
-        if wrong:
+        if wrong or run.scores.keys() != first.scores.keys():
+            wrong += ["the tasks of its evaluation"]
             raise EvaluationError(
                 f"{run.folder}: {wrong[0]} differs from {first.name}, whose seed it is by its name; rename it"
             )
@@ -221,11 +220,12 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def subsets_of(runs: Sequence[Run]) -> dict[str, list[str]]:
+def subsets_of(runs: Sequence[Run]) -> JsonObject:
     """All subsets of any run's items by kind: those of no other kind are subjects."""
     there = {name for run in runs for name in run.subsets}
-    found = {kind: [name for name in names if name in there] for kind, names in _KINDS.items()}
-    return found | {"subject": sorted(there.difference(*_KINDS.values()))}
+    kinds = _KINDS | {"subject": tuple(sorted(there.difference(*_KINDS.values())))}
+    found = {kind: [name for name in names if name in there] for kind, names in kinds.items()}
+    return {kind: names for kind, names in found.items() if names}
 
 
 def _load_run(folder: Path, name: str) -> Run:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from statistics import fmean, median_high
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,7 @@ from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import (
-    LEAST_ITEMS,
-    Pair,
-    compare_runs,
-    comparison_as_json,
-    differing_settings,
-)
+from megatron_mathcpt.report.comparison import LEAST_ITEMS, Pair, compare_runs, differing_settings
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
 from megatron_mathcpt.report.mixture_search import judge_search
@@ -36,7 +31,7 @@ from megatron_mathcpt.report.read import Run, Seeds, pool_seeds, subsets_of, tas
 from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.report.synthesized import sum_shards
-from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
+from megatron_mathcpt.statistics import wilson_interval
 
 _PARENTS = re.compile(r"(?<![\w.~:/-])/(?:[^/'\",]+/)*(?=[^/'\",]+/[^/'\",]+)")  # of an absolute path
 MAX_POINTS = 120  # of a curve
@@ -59,19 +54,18 @@ def build_results(
     scripted = any(made.get("scripted") for made in synthesis.values())
     rows: dict[str, Any] = {}
     for name, seeds in pools.items():
-        of_seeds = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
-        pooled = _pool([*of_seeds.values()]) if len(seeds) > 1 else of_seeds[name]
-        rows[name] = pooled | {"seeds": of_seeds if len(seeds) > 1 else {}}
+        each = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
+        rows[name] = (
+            _pool([*each.values()]) | {"seeds": each} if len(each) > 1 else each[name] | {"seeds": {}}
+        )
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
-        "subsets": {kind: names for kind, names in subsets_of(runs).items() if names},
+        "subsets": subsets_of(runs),
         "least_items": LEAST_ITEMS,
         "runs": rows,
-        "comparisons": [comparison_as_json(found) for found in comparisons],
-        "settings": {
-            " − ".join(pair): _settings(*(pools[name][1] for name in pair[::-1])) for pair in compared
-        },
+        "comparisons": [found.as_json() for found in comparisons],
+        "settings": {" − ".join(pair): _settings(*(pools[name][1] for name in pair)) for pair in compared},
         "worth": [*rank_sources(rows, comparisons)],
         "searches": {
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
@@ -87,9 +81,9 @@ def build_results(
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
     """Seconds of each pipeline stage; each run's median tokens/s and MFU, and its processes' hours."""
-    fields = ("tokens_per_second", "mfu")
     speeds, mfu = (
-        {run.name: found["median"] for run in runs if (found := _spread(run, field))} for field in fields
+        {run.name: found["median"] for run in runs if (found := _spread(run, field))}
+        for field in ("tokens_per_second", "mfu")
     )
     counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
     seconds = {name: counts[name].consumed_tokens / speed for name, speed in speeds.items()}
@@ -99,18 +93,13 @@ def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, di
 
 def _spread(run: Run, field: str) -> dict[str, float]:
     """Median, maximum and last of a field of the training rows; empty if no row has it."""
-    values = [value for row in run.metrics if (value := getattr(row, field)) is not None]
-    return (
-        {"median": sorted(values)[len(values) // 2], "max": max(values), "last": values[-1]} if values else {}
-    )
+    found = [value for row in run.metrics if (value := getattr(row, field)) is not None]
+    return {"median": median_high(found), "max": max(found), "last": found[-1]} if found else {}
 
 
-def _settings(first: Run, second: Run) -> list[tuple[str, ...]]:
-    """Settings that differ, as (field, value of second, of first); of a path its last two parts."""
-    rows = (
-        (field, _PARENTS.sub("", b), _PARENTS.sub("", a)) for field, a, b in differing_settings(first, second)
-    )
-    return [row for row in rows if row[0] != "name"]
+def _settings(*runs: Run) -> list[JsonValue]:
+    """Rows of `differing_settings` but the name; of a path the last two parts."""
+    return [[_PARENTS.sub("", text) for text in row] for row in differing_settings(*runs) if row[0] != "name"]
 
 
 def build_versions(manifests: Manifests) -> dict[str, list[str]]:
@@ -123,7 +112,7 @@ def build_versions(manifests: Manifests) -> dict[str, list[str]]:
 
 
 def _pool_pairs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs, each once, with the first seed in place of the others."""
+    """The pairs of first seeds, each once."""
     first = {run.name: name for name, seeds in pools.items() for run in seeds.values()}
     found = [(first.get(a, a), first.get(b, b)) for a, b in pairs]
     if same := [f"{b}:{a}" for (a, b), (name, other) in zip(pairs, found, strict=True) if name == other]:
@@ -142,10 +131,9 @@ def _pool(rows: Sequence[Any]) -> Any:
     if isinstance(first, dict):
         found = {key: _pool([row[key] for row in rows]) for key in first}
         if "accuracy" in found:
-            ends = zip(("low", "high"), wilson_interval(found["correct"], found["n"]), strict=True)
-            names = ("accuracy", "bits_per_byte")
+            found["low"], found["high"] = wilson_interval(found["correct"], found["n"])
             found["correct"] = round(found["correct"], 1)
-            found |= {**dict(ends), "by_seed": {name: [row[name] for row in rows] for name in names}}
+            found["by_seed"] = {name: [row[name] for row in rows] for name in ("accuracy", "bits_per_byte")}
         return found
     if all(row == first for row in rows):
         return first
@@ -215,10 +203,9 @@ def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
 def _total(run: Run) -> dict[str, JsonValue]:
     """Accuracy over all items of all sets, and the plain mean of the sets' accuracies."""
     counted = [run.scores[form] for form in run.higher.values()]
-    items = [(of, item) for of in run.higher for item in run.right(of)]
-    mean = sum(score.accuracy for score in counted) / len(counted)
-    ungraded = sum(score.ungraded for score in counted)
-    return _over(run, items) | {"ungraded": ungraded, "mean_of_tasks": mean}
+    means = {"mean_of_tasks": fmean(score.accuracy for score in counted)}
+    found = _over(run, [(of, item) for of in run.higher for item in run.right(of)])
+    return found | {"ungraded": sum(score.ungraded for score in counted)} | means
 
 
 def _over(run: Run, items: Collection[tuple[str, str]]) -> dict[str, JsonValue]:
@@ -247,12 +234,10 @@ def _answers(scores: Collection[TaskScore]) -> dict[str, Any]:
 
 
 def _share(right: Collection[bool], bits: Collection[float]) -> dict[str, JsonValue]:
-    """Accuracy with its error and interval, and bits per byte with theirs if there are any."""
+    """Accuracy with its interval, and bits per byte with theirs if there are any."""
     correct, n = sum(right), len(right)
     low, high = wilson_interval(correct, n)
-    error = _number(accuracy_standard_error(correct, n))
-    counts = {"n": n, "correct": correct, "accuracy": correct / n, "stderr": error, "low": low, "high": high}
-    return counts | _bits(bits)
+    return {"n": n, "correct": correct, "accuracy": correct / n, "low": low, "high": high} | _bits(bits)
 
 
 def _bits(values: Collection[float]) -> dict[str, JsonValue]:
@@ -262,7 +247,7 @@ def _bits(values: Collection[float]) -> dict[str, JsonValue]:
 
 
 def _number(value: float | None) -> float | None:
-    """None for NaN, which JSON lacks, such as the standard error of one item."""
+    """None for NaN, which JSON lacks."""
     return None if value is None or math.isnan(value) else value
 
 

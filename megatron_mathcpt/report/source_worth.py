@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from megatron_mathcpt.config.data_search import REST
 from megatron_mathcpt.records import JsonObject
-from megatron_mathcpt.report.comparison import POOLED, BitsComparison, Found
+from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.study import Runs
 
 UNITS = {"billion": 1e9, "million": 1e6}
 LEAST = 1e8  # tokens of the candidate with most; with fewer the unit is a million
 
 
-def rank_sources(runs: Runs, comparisons: Sequence[Found]) -> list[JsonObject]:
+def rank_sources(runs: Runs, comparisons: Sequence[Comparison]) -> list[JsonObject]:
     """For each baseline its candidates, best first; `runs` are those of report.json.
 
     The order is by bits per byte where all have them, which decide more on few items, else by accuracy.
@@ -36,13 +36,13 @@ def rank_sources(runs: Runs, comparisons: Sequence[Found]) -> list[JsonObject]:
     return found
 
 
-def _worth(test: Found, runs: Runs, tokens: int, unit: float) -> JsonObject:
+def _worth(test: Comparison, runs: Runs, tokens: int, unit: float) -> JsonObject:
     """Differences for each `unit` of the candidate's own `tokens`."""
 
     def per(value: float) -> float | None:
         return None if math.isnan(value) else value / tokens * unit
 
-    def measure(found: Found | BitsComparison) -> JsonObject:
+    def measure(found: Comparison) -> JsonObject:
         ends = {"difference": per(found.difference), "low": per(found.low), "high": per(found.high)}
         return ends | {"verdict": found.verdict}
 

@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Found, Pair
+from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, Comparison, Pair
 from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
@@ -89,14 +89,14 @@ def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
 
 
 def build_study(
-    published: Published, runs: Runs, comparisons: Sequence[Found], scripted: bool
+    published: Published, runs: Runs, comparisons: Sequence[Comparison], scripted: bool
 ) -> dict[str, JsonValue]:
     """Tables that have one of our runs, and the verdict on each result; synthesis may be `scripted`."""
 
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
         scores = runs[run]["sets"] if run in runs else {}
-        shown = ("accuracy", "stderr", "low", "high", "n")
+        shown = ("accuracy", "low", "high", "n")
         return [
             {name: score[name] for name in shown} | {"whole": score["n"] == found.items}
             if (score := scores.get(found.task))
@@ -116,7 +116,7 @@ def build_study(
     }
 
 
-def judge(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Found | BitsComparison]) -> JsonObject:
+def judge(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> JsonObject:
     """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
@@ -135,7 +135,7 @@ def judge(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Found | Bit
     return {"verdict": verdict, "sentence": sentence, "tests": [row.sentence for row in found]}
 
 
-def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Found]) -> JsonObject:
+def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> JsonObject:
     """Verdict of both measures: contradicted if either contradicts, reproduced if either reproduces."""
     accuracy = judge(pairs, where, comparisons)
     bits = judge(pairs, where, [row.bits for row in comparisons if row.bits])
@@ -155,7 +155,7 @@ def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Fou
 
 
 def _result(
-    result: StudyResult, comparisons: Sequence[Found], runs: Runs, scripted: bool
+    result: StudyResult, comparisons: Sequence[Comparison], runs: Runs, scripted: bool
 ) -> dict[str, JsonValue]:
     own, matched = (judge_by_both(of, result.where, comparisons) for of in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]

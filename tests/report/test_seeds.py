@@ -10,7 +10,7 @@ from scipy import stats
 
 from megatron_mathcpt.errors import MathCptError
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
-from megatron_mathcpt.report.comparison import BitsComparison, SeedsComparison
+from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.page import load_scores
 from tests.support.report_folder import report_json, write_results
 
@@ -94,11 +94,11 @@ def test_means_over_seeds_are_paired_by_item(built: tuple[Path, dict[str, Any]])
     assert "60 against 40 of 120, in the one seed that both have (+16.7 points" in alone["sentence"]
 
 
-def comparison(kind: type, difference: float, by_seed: Sequence[float], p: float = 0.001) -> Any:
+def comparison(difference: float, by_seed: Sequence[float], p: float = 0.001, **options: bool) -> Comparison:
     means = {"n": 100, "mean_first": 0.5, "mean_second": 0.5 + difference, "difference": difference}
     tests = {"low": 0.1, "high": 0.3, "p_value": p, "wilcoxon": p, "rank_difference": difference}
-    names = {"second": "a", "first": "b", "task": "t", "tests": 1, "detectable": 0.1}
-    return kind(**means, **tests, **names, p_holm=p, wilcoxon_holm=p, by_seed=tuple(by_seed))
+    names = {"second": "a", "first": "b", "task": "t", "detectable": 0.1, "by_seed": tuple(by_seed)}
+    return Comparison(**means, **tests, **names, p_holm=p, wilcoxon_holm=p, **options)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def comparison(kind: type, difference: float, by_seed: Sequence[float], p: float
     ],
 )
 def test_a_difference_needs_the_sign_of_every_seed(by_seed: Sequence[float], p: float, verdict: str) -> None:
-    assert comparison(SeedsComparison, 0.2, by_seed, p).verdict == verdict
+    assert comparison(0.2, by_seed, p).verdict == verdict
     opposite = verdict.replace("better", "worse")
-    assert comparison(SeedsComparison, -0.2, [-one for one in by_seed], p).verdict == opposite
-    assert comparison(BitsComparison, 0.2, by_seed, p).verdict == opposite
+    assert comparison(-0.2, [-one for one in by_seed], p).verdict == opposite
+    assert comparison(0.2, by_seed, p, of_bits=True).verdict == opposite
 
 
 def test_what_is_no_seed_of_a_run_is_refused_or_apart(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.study import judge, load_published
-from megatron_mathcpt.statistics import PairedComparison
 from tests.support.report_folder import report_json, write_results
 
 PUBLISHED = load_published()
@@ -30,10 +29,11 @@ def test_scores_are_whole_items_averages_their_means_and_tables_agree(row) -> No
 def comparison(
     second: str, only_second: int, only_first: int, p: float, task: str = "all tasks"
 ) -> Comparison:
-    paired = PairedComparison(100, only_first, only_second, difference=0.1, low=0.0, high=0.2, p_value=p)
-    names = {"second": second, "first": "b", "task": task}
-    counts = {"correct_second": 50, "correct_first": 40, "detectable": 0.1, "p_holm": p, "tests": 1}
-    return Comparison(**vars(paired), **names, **counts)
+    difference = (only_second - only_first) / 100
+    means = {"n": 100, "mean_first": 0.4, "mean_second": 0.5, "low": 0.0, "high": 0.2, "detectable": 0.1}
+    tests = {"p_value": p, "wilcoxon": p, "p_holm": p, "wilcoxon_holm": p, "rank_difference": difference}
+    counts = {"only_first": only_first, "only_second": only_second, "difference": difference}
+    return Comparison(**means, **tests, **counts, second=second, first="b", task=task)
 
 
 BETTER = comparison("a", 20, 2, 0.001)
