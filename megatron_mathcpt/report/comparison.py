@@ -1,12 +1,10 @@
 """Compare runs on the same items by two measures, each with its verdict as a sentence.
 
 Accuracy has the exact paired test; bits per byte of gold solutions, which decide more where few answers
-are right, the paired bootstrap and Wilcoxon's test. Of a set in two forms it takes one (`read.Run`).
-Runs of several seeds are compared by the means over their seeds on each item, no longer 0 or 1, so that
-accuracy too has the bootstrap and Wilcoxon's test.
-Holm's correction is applied within three families of each measure: all pooled comparisons, all on sets, all
-on subsets (stage, steps, level, language) of at least `LEAST_ITEMS`. Verdicts depend on the corrected
-p-values alone.
+are right, and means over seeds, which are not 0 or 1, the paired bootstrap and Wilcoxon's test. Of a set in
+two forms it takes one (`read.Run`). Holm's correction is applied within three families of each measure: all
+pooled comparisons, all on sets, all on subsets (stage, steps, level, language) of at least `LEAST_ITEMS`.
+Verdicts depend on the corrected p-values, and on the signs of the seeds.
 """
 
 import math
@@ -65,8 +63,7 @@ class _Tested(PairedMeans):
 class Comparison(_Tested):
     """`second` against `first` by their means over seeds on each item of `task`: shares of right answers.
 
-    Or, `of_bits`, bits per byte of the gold solutions: fewer are better. `seeds` says which seeds are
-    compared, if a run has several; `by_seed` are the seeds' own differences.
+    Or, `of_bits`, bits per byte: fewer are better. `seeds` are those compared; `by_seed` their differences.
     """
 
     second: str = ""
@@ -116,7 +113,7 @@ class Comparison(_Tested):
     def as_json(self) -> dict[str, JsonValue]:
         """All fields, with verdict and sentence; None for NaN, which JSON lacks."""
         values = vars(self) | {"verdict": self.verdict, "sentence": self.sentence}
-        values |= {"by_seed": [*self.by_seed], "bits": self.bits and self.bits.as_json()}
+        values["bits"] = self.bits and self.bits.as_json()
         return {name: None if str(value) == "nan" else value for name, value in values.items()}
 
 
@@ -155,9 +152,9 @@ def compare_runs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> tuple[Com
         subsets = {name: second.subsets.get(name) or first.subsets.get(name) or () for name in SUBSETS}
         shared = {name: [item for item in found if item[0] in items] for name, found in subsets.items()}
         large = {name: found for name, found in shared.items() if len(found) >= LEAST_ITEMS}
-        number, most = len(both), max(len(seconds), len(firsts))
-        seeds = f", mean of {number} seeds" if number > 1 else ", in the one seed" if most > 1 else ""
-        seeds += " that both have" if number < most else ""
+        most = max(len(seconds), len(firsts))
+        seeds = f", mean of {len(both)} seeds" if len(both) > 1 else ", in the one seed" if most > 1 else ""
+        seeds += " that both have" if len(both) < most else ""
         about = {"second": pair[0], "first": pair[1], "seeds": seeds}
         for family, tests in zip(families, ({POOLED: [*chain(*items.values())]}, items, large), strict=True):
             family += [_Test(about | {"task": task}, of, both) for task, of in tests.items()]
@@ -243,26 +240,21 @@ def _compare_two(*folders: Path) -> tuple[list[Cells], list[Cells], list[str]]:
     said += [found.sentence for row in tests[:1] for found in (row, row.bits) if found]
     forms = [{of: form for of, form in run.higher.items() if of in run.scores and form != of} for run in runs]
     said += [f"Few-shot form of {', '.join(few)} in {n}." for n, few in zip("AB", forms, strict=True) if few]
-    return settings, rows_of(tests), said
+    rows = [_cells(row.task, "accuracy", row, row.p_holm) for row in tests]
+    of_bits = (row.bits for row in tests if row.bits)
+    return settings, rows + [_cells(row.task, "bits per byte", row, row.p_holm) for row in of_bits], said
 
 
 def differing_settings(*runs: Run) -> list[Cells]:
     """Fields that are not the same in both runs, with their values; of an evaluation alone only its own."""
     before, after = (run.settings() for run in runs)
     fields = [field for field in before | after if before.get(field) != after.get(field)]
-    if not all(run.manifest for run in runs):
-        fields = [field for field in fields if field.startswith("evaluation.")]
+    part = "" if all(run.manifest for run in runs) else "evaluation."
     return [
         (field, *(Cell(side.get(field), str(side.get(field, MISSING))) for side in (before, after)))
         for field in fields
+        if field.startswith(part)
     ]
-
-
-def rows_of(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    """A row of `HEADINGS` for each test, with `first` as A."""
-    rows = [_cells(row.task, "accuracy", row, row.p_holm) for row in comparisons]
-    of_bits = (row.bits for row in comparisons if row.bits)
-    return rows + [_cells(row.task, "bits per byte", row, row.p_holm) for row in of_bits]
 
 
 def compare_logs(logs: Mapping[str, tuple[SampleLog, SampleLog]], notes: list[Note]) -> list[Cells]:

@@ -39,10 +39,10 @@ _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
 _NUMBERS = (*(f"{number} step{'s' * (number != 1)}" for number in range(12)), "12 and more steps")
-_TESTED = {"school stage": _STAGES, "steps": tuple(name for name, _ in _STEPS)}
-_TESTED |= {"level": _LEVELS, "language": tuple(_LANGUAGES.values())}
-_KINDS = _TESTED | {"number of steps": _NUMBERS}
-SUBSETS = tuple(chain(*_TESTED.values()))
+_KINDS = {"school stage": _STAGES, "steps": tuple(name for name, _ in _STEPS)}
+_KINDS |= {"level": _LEVELS, "language": tuple(_LANGUAGES.values())}
+SUBSETS = tuple(chain(*_KINDS.values()))  # that are tested
+_KINDS["number of steps"] = _NUMBERS
 MAX_SUBJECTS = 30  # of a set; with more the field is no subject
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
 
@@ -173,20 +173,19 @@ def _alike(seeds: Seeds) -> Seeds:
     first, *others = (seeds[number] for number in sorted(seeds))
     for run in others:
         settings, own = _without_seed(first), _without_seed(run)
-        wrong = [field for field in settings | own if settings.get(field) != own.get(field)]
+        same = [field for field in settings | own if settings.get(field) == own.get(field)]
+        wrong = [field for field in settings | own if (field in same) == (field == "seed")]
         if wrong or run.scores.keys() != first.scores.keys():
-            wrong += ["the tasks of its evaluation"]
             raise EvaluationError(
-                f"{run.folder}: {wrong[0]} differs from {first.name}, whose seed it is by its name; rename it"
+                f"{run.folder}: by its name another seed of {first.name}, but not by {[*wrong, 'tasks'][0]}; rename it"
             )
     mean = {task: fmean(run.scores[task].accuracy for run in seeds.values()) for task in first.scores}
     return {number: replace(run, higher=_higher(mean)) for number, run in sorted(seeds.items())}
 
 
 def _without_seed(run: Run) -> dict[str, str]:
-    """Settings but the seed; names and folders are those of the first seed."""
-    settings = run.settings().items()
-    return {name: re.sub(r"_seed\d+(?=\W|$)", "", str(value)) for name, value in settings if name != "seed"}
+    """Settings, in which names and folders are those of the first seed."""
+    return {name: re.sub(r"_seed\d+(?=\W|$)", "", str(value)) for name, value in run.settings().items()}
 
 
 def _higher(accuracies: Mapping[str, float]) -> dict[str, str]:
@@ -282,7 +281,6 @@ def _subsets(answers: dict[str, tuple[TaskScore, list[Sample]]]) -> dict[str, li
             language = _LANGUAGES.get(row.language or score.language)
             number = row.steps is not None and _NUMBERS[min(row.steps, 12)]
             subject = named and row.subject
-            names = {f"{row.stage} school", steps, level, language, number, subject}
-            for name in found.keys() & names:
+            for name in found.keys() & {f"{row.stage} school", steps, level, language, number, subject}:
                 found[name].append((task, row.id))
     return {name: items for name, items in found.items() if items}

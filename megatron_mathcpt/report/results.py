@@ -50,8 +50,6 @@ def build_results(
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
     compared = _pool_pairs(pools, [*pairs, *(study_pairs(published, runs) if published else ())])
     comparisons = compare_runs(pools, compared)
-    synthesis = _counts(manifests, "synthesis")
-    scripted = any(made.get("scripted") for made in synthesis.values())
     rows: dict[str, Any] = {}
     for name, seeds in pools.items():
         each = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
@@ -71,9 +69,9 @@ def build_results(
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
             for name, found in _counts(manifests, MIXTURE).items()
         },
-        "study": build_study(published, rows, comparisons, scripted) if published else None,
+        "study": build_study(published, rows, comparisons) if published else None,
         "corpora": _counts(manifests, "corpus"),
-        "synthesis": {**sum_shards(synthesis)},
+        "synthesis": {**sum_shards(_counts(manifests, "synthesis"))},
         "samples": choose_samples([seeds[1] for seeds in pools.values()], compared),
         "origins": [asdict(origin) for origin in origins],
     }
@@ -98,7 +96,6 @@ def _spread(run: Run, field: str) -> dict[str, float]:
 
 
 def _settings(*runs: Run) -> list[JsonValue]:
-    """Rows of `differing_settings` but the name; of a path the last two parts."""
     return [[_PARENTS.sub("", text) for text in row] for row in differing_settings(*runs) if row[0] != "name"]
 
 
@@ -181,7 +178,7 @@ def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, J
 
 
 def _losses(found: dict[str, float] | None) -> dict[str, JsonValue]:
-    return {pool: _number(loss) for pool, loss in (found or {}).items()}
+    return {pool: None if math.isnan(loss) else loss for pool, loss in (found or {}).items()}
 
 
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
@@ -224,7 +221,7 @@ def _answers(scores: Collection[TaskScore]) -> dict[str, Any]:
         return total / sum(getattr(score, of) for score in known) if known else None
 
     return {
-        "methods": Counter(dict(methods.most_common())),
+        "methods": methods,
         "mean_tokens": mean("mean_tokens", times="n"),
         "mean_thinking_tokens": mean("mean_thinking_tokens", times="n"),
         "cut": mean("cut_outputs"),
@@ -244,11 +241,6 @@ def _bits(values: Collection[float]) -> dict[str, JsonValue]:
     n = len(values)
     error = float(np.std([*values], ddof=1)) / math.sqrt(n) if n > 1 else None
     return {"bits_per_byte": sum(values) / n if n else None, "bits_stderr": error}
-
-
-def _number(value: float | None) -> float | None:
-    """None for NaN, which JSON lacks."""
-    return None if value is None or math.isnan(value) else value
 
 
 def _mathematics_tokens(manifests: Manifests, origins: Sequence[Origin]) -> dict[str, int]:

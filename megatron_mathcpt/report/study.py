@@ -18,7 +18,6 @@ from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
 Where = dict[str, tuple[str, ...]]  # by run, the tasks or subsets of a claim
-SMALL = 1e8  # parameters
 _BY_WEIGHT = ("contradicted", "reproduced", UNDECIDED)
 
 
@@ -57,14 +56,11 @@ class PublishedSynthesis(Section):
 
 
 class StudyResult(Section):
-    """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor.
-
-    `small` says why runs of a small scale may disagree.
-    """
+    """One result of the study: the (better, worse) pairs it claims; `matched` ones differ in one factor."""
 
     text: str
     published: str
-    small: str
+    small: str  # why runs of a small scale may disagree
     pairs: tuple[Pair, ...]
     matched: tuple[Pair, ...] = ()
     where: Where = Field(default_factory=dict)
@@ -88,10 +84,8 @@ def study_pairs(published: Published, runs: Sequence[Run]) -> list[Pair]:
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= scored]
 
 
-def build_study(
-    published: Published, runs: Runs, comparisons: Sequence[Comparison], scripted: bool
-) -> dict[str, JsonValue]:
-    """Tables that have one of our runs, and the verdict on each result; synthesis may be `scripted`."""
+def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparison]) -> dict[str, JsonValue]:
+    """Tables that have one of our runs, and the verdict on each result."""
 
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
@@ -112,7 +106,7 @@ def build_study(
             table.model_dump() | {"rows": [row.model_dump() | {"ours": ours(row.run)} for row in table.rows]}
             for table in tables
         ],
-        "results": [_result(result, comparisons, runs, scripted) for result in published.results],
+        "results": [_result(result, comparisons, runs) for result in published.results],
     }
 
 
@@ -154,9 +148,7 @@ def judge_by_both(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Com
     return {"verdict": verdict, "sentence": sentence, "tests": tests, "accuracy": accuracy, "bits": bits}
 
 
-def _result(
-    result: StudyResult, comparisons: Sequence[Comparison], runs: Runs, scripted: bool
-) -> dict[str, JsonValue]:
+def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) -> dict[str, JsonValue]:
     own, matched = (judge_by_both(of, result.where, comparisons) for of in (result.pairs, result.matched))
     rows = [runs[name] for pair in result.pairs for name in pair if name in runs]
     size = []  # parameters and tokens of the runs, as a range where they differ
@@ -164,8 +156,6 @@ def _result(
         if known := [run[field] for run in rows if run[field] is not None]:
             ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
             size.append(f"{' to '.join(ends)} {unit}")
-    texts = result.model_dump(include={"text", "published"})
+    texts = result.model_dump(include={"text", "published", "small"})
     texts["size"] = ", ".join(size) if own["tests"] else ""
-    small = scripted or any((run["parameters"] or SMALL) < SMALL for run in rows)
-    texts["small"] = result.small if small and own["verdict"] in ("contradicted", UNDECIDED) else ""
     return own | texts | {"matched": matched if result.matched else None}

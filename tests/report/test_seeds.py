@@ -132,5 +132,8 @@ def test_what_is_no_seed_of_a_run_is_refused_or_apart(tmp_path: Path) -> None:
     with pytest.raises(MathCptError, match="comparison base1:base1_seed2: of seeds of one run"):
         report_json(root, names, [("base1_seed2", "base1")])
     configure("base1_seed2", seed=2, optimizer={"lr": 0.2})
-    with pytest.raises(MathCptError, match=r"base1_seed2: optimizer.lr differs from base1, whose seed it is"):
+    with pytest.raises(MathCptError, match=r"another seed of base1, but not by optimizer.lr; rename"):
+        report_json(root, names, [])
+    configure("base1_seed2", seed=1, optimizer={"lr": 0.1})
+    with pytest.raises(MathCptError, match=r"base1_seed2: by its name .* not by seed; rename"):
         report_json(root, names, [])
