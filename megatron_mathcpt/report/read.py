@@ -177,7 +177,7 @@ def _alike(seeds: Seeds) -> Seeds:
         wrong = [field for field in settings | own if (field in same) == (field == "seed")]
         if wrong or run.scores.keys() != first.scores.keys():
             raise EvaluationError(
-                f"{run.folder}: by its name another seed of {first.name}, but not by {[*wrong, 'tasks'][0]}; rename it"
+                f"{run.folder}: by name a seed of {first.name}, but not by {[*wrong, 'tasks'][0]}; rename it"
             )
     mean = {task: fmean(run.scores[task].accuracy for run in seeds.values()) for task in first.scores}
     return {number: replace(run, higher=_higher(mean)) for number, run in sorted(seeds.items())}

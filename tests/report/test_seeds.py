@@ -58,7 +58,7 @@ def test_a_run_of_three_seeds_is_one_row_of_means(built: tuple[Path, dict[str, A
     page = (root / "report" / "index.html").read_text("utf-8")
     assert f"3 seeds: {100 * 40 / N:.1f} to {100 * 44 / N:.1f}; {N} items" in page
     rows, sentences = load_scores(root / "report")
-    assert [row[1] for row in rows] == 2 * ["base1", "base2", "alone"]
+    assert [row[1] for row in rows] == 2 * ["base1, 3 seeds", "base2, 3 seeds", "alone"]
     assert rows[0][2] == f"35.0 ({100 * low:.1f} to {100 * high:.1f})"
     assert len(sentences) == 2 * 3
 
@@ -132,8 +132,8 @@ def test_what_is_no_seed_of_a_run_is_refused_or_apart(tmp_path: Path) -> None:
     with pytest.raises(MathCptError, match="comparison base1:base1_seed2: of seeds of one run"):
         report_json(root, names, [("base1_seed2", "base1")])
     configure("base1_seed2", seed=2, optimizer={"lr": 0.2})
-    with pytest.raises(MathCptError, match=r"another seed of base1, but not by optimizer.lr; rename"):
+    with pytest.raises(MathCptError, match=r"a seed of base1, but not by optimizer.lr; rename"):
         report_json(root, names, [])
     configure("base1_seed2", seed=1, optimizer={"lr": 0.1})
-    with pytest.raises(MathCptError, match=r"base1_seed2: by its name .* not by seed; rename"):
+    with pytest.raises(MathCptError, match=r"base1_seed2: by name .* not by seed; rename"):
         report_json(root, names, [])
