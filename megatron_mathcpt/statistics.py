@@ -58,7 +58,7 @@ def accuracy_standard_error(correct: int, items: int) -> float:
     return math.sqrt(rate * (1 - rate) / (items - 1))
 
 
-def wilson_interval(correct: int, items: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(correct: float, items: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927), without continuity correction."""
     if items == 0:
         return 0.0, 1.0
@@ -111,16 +111,17 @@ def _newcombe(both: int, only_first: int, only_second: int, items: int) -> tuple
     return p2 - p1 - math.sqrt(max(below, 0.0)), p2 - p1 + math.sqrt(max(above, 0.0))
 
 
-def compare_means(pairs: Sequence[tuple[_Values, _Values]]) -> list[PairedMeans]:
+def compare_means(pairs: Sequence[tuple[_Values, _Values]], tests: int = 0) -> list[PairedMeans]:
     """Compare each (first, second): the values of two models on the same items, in the same order.
 
     The 95 % interval is the percentile interval of `RESAMPLES` means over items drawn with replacement (Efron
     and Tibshirani 1993, 13.3), and its p-value is two-sided from the same means, so that the two agree. For
-    more than 100 pairs there are more resamples: Holm's correction multiplies the least p they can give. One
-    item has no interval (NaN), and p 1.
+    more than 100 `tests`, by default the pairs, there are more resamples: Holm's correction multiplies the
+    least p they can give. One item has no interval (NaN), and p 1.
     Raises `ValueError` as `compare_paired` does.
     """
     by_size: dict[int, list[int]] = {}
+    resamples = max(RESAMPLES, 100 * (tests or len(pairs)))
     for index, (first, second) in enumerate(pairs):
         if len(first) != len(second) or not first:
             raise ValueError(
@@ -131,7 +132,7 @@ def compare_means(pairs: Sequence[tuple[_Values, _Values]]) -> list[PairedMeans]
     for indices in by_size.values():
         # Pairs of equal size share their resamples, whose drawing takes most of the time.
         values = np.array([pairs[index] for index in indices], dtype=np.float64)
-        resampled = _resampled_means(values[:, 1] - values[:, 0], max(RESAMPLES, 100 * len(pairs)))
+        resampled = _resampled_means(values[:, 1] - values[:, 0], resamples)
         for row, index in enumerate(indices):
             found[index] = _compare_means(values[row, 0], values[row, 1], resampled[row])
     return [found[index] for index in range(len(pairs))]
@@ -176,7 +177,7 @@ def wilcoxon_signed_rank(differences: Sequence[float] | NDArray[np.float64]) -> 
 
     Up to 50 differences it is exact, ties included; beyond, normal with the correction for ties.
     """
-    signed = np.asarray(differences, dtype=np.float64)
+    signed = np.round(np.asarray(differences, dtype=np.float64), 12)  # 1 − 2/3 and 1/3 are a tie
     signed = signed[signed != 0]
     if not (n := len(signed)):
         return 1.0, 0.0

@@ -94,7 +94,8 @@ def test_a_users_type_checker_sees_the_types(python: Path, tmp_path: Path) -> No
     assert found[:3] == [
         'note: Revealed type is "bool | None"',
         'note: Revealed type is "int"',
-        'note: Revealed type is "def (correct: int, items: int, confidence: float =) -> tuple[float, float]"',
+        'note: Revealed type is "def (correct: float, items: int, confidence: float =)'
+        ' -> tuple[float, float]"',
     ]
     assert found[3].startswith('error: Argument 1 to "grade" has incompatible type "int"')
     assert 'has no attribute "graded"' in found[4]

@@ -135,7 +135,8 @@ def _generate_samples(
     for index, (request, answer) in enumerate(zip(draws, answers, strict=True)):
         item, draw = request.item, index % config.samples
         about = item.model_dump(include={"id", "stage", "steps", "level", "question"})
-        about |= {"language": item.lang, "gold": item.answer} | answer.model_dump(exclude={"id"})
+        about |= {"language": item.lang, "subject": item.subject or None, "gold": item.answer}
+        about |= answer.model_dump(exclude={"id"})
         if bits and not draw:
             about["gold_bits"] = bits[index // config.samples]
             about["gold_bytes"] = len(request.gold.encode())

@@ -76,6 +76,7 @@ class Sample(Graded):
     stage: Stage | None = None
     steps: int | None = Field(default=None, ge=0)
     level: int | str | None = None
+    subject: str | None = None
     language: str | None = None
     gold_bits: float | None = None
     gold_bytes: int | None = None

@@ -102,7 +102,10 @@ class MetricRow(Row):
     step: int
     consumed_tokens: int
     loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None  # model FLOPs utilization, a share; only of known hardware
     validation: dict[str, float] | None = None
 
 

@@ -94,9 +94,9 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     results = report["results"]
     sets = {of: f"{of}, higher form" if of in results["in_both_forms"] else of for of in results["tasks"]}
     rows: list[tuple[str, ...]] = [
-        (sets.get(of, of), name, *_score_texts(score))
+        (sets.get(of, of), name + (f", {n} seeds" if (n := len(run["seeds"])) else ""), *_score_texts(score))
         for of in (*dict.fromkeys(map(set_of, sets)), POOLED)
-        for name, run in ((name, results["runs"][name]) for name in names)
+        for name, run in ((name, results["runs"][name]) for name in names if name in results["runs"])
         if (score := run["total"] if of == POOLED else run["sets"].get(of))
     ]
     pooled = (found for row in _pooled(results["comparisons"]) for found in (row, row["bits"]) if found)

@@ -6,10 +6,12 @@ were converted and scored. Timings are in a file of their own, because results a
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
+from statistics import fmean
 
 from megatron_mathcpt.errors import DataError, EvaluationError, first_of
 from megatron_mathcpt.formats import evaluation_folder
@@ -21,10 +23,10 @@ from megatron_mathcpt.formats.evaluation_folder import (
     samples_path,
     set_of,
 )
-from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest, verify_part
+from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, leaves, load_manifest, verify_part
 from megatron_mathcpt.formats.run_folder import METRICS, RUN, MetricRow, RunCounts, read_metrics
 from megatron_mathcpt.log import Cell
-from megatron_mathcpt.records import DIFFICULTIES
+from megatron_mathcpt.records import DIFFICULTIES, JsonObject
 from megatron_mathcpt.report import figures
 
 _LEAST = list(DIFFICULTIES.values())
@@ -36,7 +38,12 @@ _STEPS.append((f"{_LEAST[-1]} and more steps", _LEAST[-1]))
 _LEVELS = tuple(f"level {number}" for number in range(1, 6))
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _STAGES = ("primary school", "middle school", "high school")
-SUBSETS = (*_STAGES, *(name for name, _ in _STEPS), *_LEVELS, *_LANGUAGES.values())
+_NUMBERS = (*(f"{number} step{'s' * (number != 1)}" for number in range(12)), "12 and more steps")
+_KINDS = {"school stage": _STAGES, "steps": tuple(name for name, _ in _STEPS)}
+_KINDS |= {"level": _LEVELS, "language": tuple(_LANGUAGES.values())}
+SUBSETS = tuple(chain(*_KINDS.values()))  # that are tested
+_KINDS["number of steps"] = _NUMBERS
+MAX_SUBJECTS = 30  # of a set; with more the field is no subject
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
 
 
@@ -131,6 +138,64 @@ class Run:
         forms = (form for form in (of, of + FEW_SHOT) if all(bits.get(form) for bits in both))
         return self.bits.get(next(forms, ""), {})
 
+    def settings(self) -> JsonObject:
+        """Values of the run's config and of its evaluation's, by dotted field; an empty section sets none."""
+        config = leaves(self.manifest.config) if self.manifest else {}
+        if self.scores:
+            config |= leaves(load_manifest(self.scored, evaluation_folder.KIND).config, "evaluation.")
+        return {field: value for field, value in config.items() if value != {}}
+
+
+Seeds = dict[int, Run]  # a run by the number of its seed; without others the number is 1
+
+
+def pool_seeds(runs: Sequence[Run]) -> dict[str, Seeds]:
+    """The runs by name, NAME with NAME_seed2 and so on, where both are scored, or neither is.
+
+    Of the two forms of a set, the one with the higher mean accuracy over the seeds counts for each of them.
+    Raises `EvaluationError` naming what differs between them other than the seed.
+    """
+    scored = {run.name: bool(run.scores) for run in runs}
+
+    def place(name: str) -> tuple[str, int]:
+        first, _, number = name.rpartition("_seed")
+        further = re.fullmatch("[2-9]|[1-9][0-9]+", number) and scored.get(first) == scored[name]
+        return (first, int(number)) if further and place(first) == (first, 1) else (name, 1)
+
+    pools: dict[str, Seeds] = {}
+    for run in runs:
+        name, number = place(run.name)
+        pools.setdefault(name, {})[number] = run
+    return {run.name: _alike(pools[run.name]) for run in runs if run.name in pools}
+
+
+def _alike(seeds: Seeds) -> Seeds:
+    first, *others = (seeds[number] for number in sorted(seeds))
+    for run in others:
+        settings, own = _without_seed(first), _without_seed(run)
+        same = [field for field in settings | own if settings.get(field) == own.get(field)]
+        wrong = [field for field in settings | own if (field in same) == (field == "seed")]
+        if wrong or run.scores.keys() != first.scores.keys():
+            raise EvaluationError(
+                f"{run.folder}: by name a seed of {first.name}, but not by {[*wrong, 'tasks'][0]}; rename it"
+            )
+    mean = {task: fmean(run.scores[task].accuracy for run in seeds.values()) for task in first.scores}
+    return {number: replace(run, higher=_higher(mean)) for number, run in sorted(seeds.items())}
+
+
+def _without_seed(run: Run) -> dict[str, str]:
+    """Settings, in which names and folders are those of the first seed."""
+    return {name: re.sub(r"_seed\d+(?=\W|$)", "", str(value)) for name, value in run.settings().items()}
+
+
+def _higher(accuracies: Mapping[str, float]) -> dict[str, str]:
+    """By set the form with the higher of these accuracies of tasks."""
+    higher: dict[str, str] = {}
+    for task in sorted(accuracies, key=lambda task: task.endswith(FEW_SHOT)):  # zero-shot first, if equal
+        best = higher.setdefault(set_of(task), task)
+        higher[set_of(task)] = max(best, task, key=accuracies.__getitem__)
+    return higher
+
 
 def load_runs(root: Path, names: Sequence[str]) -> tuple[Run, ...]:
     """Load the runs `names` below `root`, in that order.
@@ -154,6 +219,14 @@ def tasks_of(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
+def subsets_of(runs: Sequence[Run]) -> JsonObject:
+    """All subsets of any run's items by kind: those of no other kind are subjects."""
+    there = {name for run in runs for name in run.subsets}
+    kinds = _KINDS | {"subject": tuple(sorted(there.difference(*_KINDS.values())))}
+    found = {kind: [name for name in names if name in there] for kind, names in kinds.items()}
+    return {kind: names for kind, names in found.items() if names}
+
+
 def _load_run(folder: Path, name: str) -> Run:
     # A folder that `mathcpt evaluate` wrote is an evaluation itself.
     alone = not _is_scored(folder) and (folder / evaluation_folder.RESULTS).is_file()
@@ -167,10 +240,7 @@ def _load_run(folder: Path, name: str) -> Run:
     load = evaluation_folder.load_first_answers
     answers = {task: load(scored, task, score) for task, score in scores.items()}
     bits = {task: dict(_bits(rows, samples_path(scored, task))) for task, rows in answers.items()}
-    higher: dict[str, str] = {}
-    for task in sorted(scores, key=lambda task: task.endswith(FEW_SHOT)):  # zero-shot first, taken if equal
-        best = higher.setdefault(set_of(task), task)
-        higher[set_of(task)] = max(best, task, key=lambda form: scores[form].accuracy)
+    higher = _higher({task: score.accuracy for task, score in scores.items()})
     forms = {of: of if of in scores else form for of, form in higher.items()}
     return Run(
         name=name,
@@ -199,14 +269,18 @@ def _bits(rows: Sequence[Sample], path: Path) -> Iterator[tuple[str, float]]:
 
 
 def _subsets(answers: dict[str, tuple[TaskScore, list[Sample]]]) -> dict[str, list[tuple[str, str]]]:
-    """Items by school stage, steps, level and language, of those that have one."""
-    found: dict[str, list[tuple[str, str]]] = {name: [] for name in SUBSETS}
+    """Items by school stage, steps, level, language and subject, of those that have one."""
+    found: dict[str, list[tuple[str, str]]] = {name: [] for name in chain(*_KINDS.values())}
     for task, (score, rows) in answers.items():
+        subjects = {row.subject for row in rows if row.subject}
+        named = 1 < len(subjects) <= MAX_SUBJECTS
+        found |= {name: found.get(name, []) for name in subjects if named}
         for row in rows:
             steps = row.steps is not None and [name for name, least in _STEPS if row.steps >= least][-1]
             level = f"level {str(row.level).removeprefix('Level ')}"
             language = _LANGUAGES.get(row.language or score.language)
-            for name in (f"{row.stage} school", steps, level, language):
-                if name in found:
-                    found[name].append((task, row.id))
+            number = row.steps is not None and _NUMBERS[min(row.steps, 12)]
+            subject = named and row.subject
+            for name in found.keys() & {f"{row.stage} school", steps, level, language, number, subject}:
+                found[name].append((task, row.id))
     return {name: items for name, items in found.items() if items}

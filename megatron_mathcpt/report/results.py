@@ -5,10 +5,12 @@ Shares are of 1, losses in nats per token.
 
 import hashlib
 import math
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from statistics import fmean, median_high
 from typing import Any
 
 import numpy as np
@@ -16,20 +18,22 @@ from pydantic import JsonValue
 
 from megatron_mathcpt.config.data_search import BEST
 from megatron_mathcpt.config.hf_config import read_hf_shape
+from megatron_mathcpt.errors import EvaluationError
 from megatron_mathcpt.formats.evaluation_folder import FEW_SHOT, Sample, TaskScore, load_first_answers
 from megatron_mathcpt.formats.manifest import Manifest
 from megatron_mathcpt.formats.run_folder import MetricRow, RunCounts
-from megatron_mathcpt.report.comparison import Pair, compare_runs
+from megatron_mathcpt.report.comparison import LEAST_ITEMS, Pair, compare_runs, differing_settings
 from megatron_mathcpt.report.figures import Point
 from megatron_mathcpt.report.mixture_search import KIND as MIXTURE
 from megatron_mathcpt.report.mixture_search import judge_search
 from megatron_mathcpt.report.origins import Origin
-from megatron_mathcpt.report.read import SUBSETS, Run, tasks_of
+from megatron_mathcpt.report.read import Run, Seeds, pool_seeds, subsets_of, tasks_of
 from megatron_mathcpt.report.source_worth import rank_sources
 from megatron_mathcpt.report.study import build_study, load_published, study_pairs
 from megatron_mathcpt.report.synthesized import sum_shards
-from megatron_mathcpt.statistics import accuracy_standard_error, wilson_interval
+from megatron_mathcpt.statistics import wilson_interval
 
+_PARENTS = re.compile(r"(?<![\w.~:/-])/(?:[^/'\",]+/)*(?=[^/'\",]+/[^/'\",]+)")  # of an absolute path
 MAX_POINTS = 120  # of a curve
 GENERAL = "general"  # the pool that does not count as mathematics
 MAX_ITEMS, MAX_CELLS, MAX_CHARACTERS = 24, 96, 700  # of the items shown with the runs' outputs
@@ -42,17 +46,24 @@ def build_results(
 ) -> dict[str, JsonValue]:
     """Everything the page shows except times and versions, as JSON; `study` adds the study's comparisons."""
     published = load_published() if study else None
+    pools, tokens = pool_seeds(runs), _mathematics_tokens(manifests, origins)
     # One list with the study's pairs: all comparisons on a page share the families of Holm's correction.
-    compared = list(dict.fromkeys([*pairs, *(study_pairs(published, runs) if published else ())]))
-    comparisons = compare_runs(runs, compared)
-    tokens = _mathematics_tokens(manifests, origins)
-    rows: dict[str, Any] = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in runs}
+    compared = _pool_pairs(pools, [*pairs, *(study_pairs(published, runs) if published else ())])
+    comparisons = compare_runs(pools, compared)
+    rows: dict[str, Any] = {}
+    for name, seeds in pools.items():
+        each = {run.name: _run(run, manifests, tokens.get(run.name, 0)) for run in seeds.values()}
+        rows[name] = (
+            _pool([*each.values()]) | {"seeds": each} if len(each) > 1 else each[name] | {"seeds": {}}
+        )
     return {
         "tasks": list(tasks_of(runs)),
         "in_both_forms": [task for task in tasks_of(runs) if task + FEW_SHOT in tasks_of(runs)],
-        "subsets": [name for name in SUBSETS if any(name in run.subsets for run in runs)],
+        "subsets": subsets_of(runs),
+        "least_items": LEAST_ITEMS,
         "runs": rows,
         "comparisons": [found.as_json() for found in comparisons],
+        "settings": {" − ".join(pair): _settings(*(pools[name][1] for name in pair)) for pair in compared},
         "worth": [*rank_sources(rows, comparisons)],
         "searches": {
             name: judge_search(found, rows.get(name + BEST, {}).get("final_validation", {}))
@@ -65,19 +76,31 @@ def build_results(
                 _counts(manifests, "synthesis"), {path: one.config for path, one in manifests.items()}
             )
         },
-        "samples": choose_samples(runs, compared),
+        "samples": choose_samples([seeds[1] for seeds in pools.values()], compared),
         "origins": [asdict(origin) for origin in origins],
     }
 
 
 def build_timings(runs: Sequence[Run], stages: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each pipeline stage; each run's median tokens per second, and its processes' hours at it."""
-    rates = {run.name: sorted(filter(None, (row.tokens_per_second for row in run.metrics))) for run in runs}
-    speeds = {name: found[len(found) // 2] for name, found in rates.items() if found}
+    """Seconds of each pipeline stage; each run's median tokens/s and MFU, and its processes' hours."""
+    speeds, mfu = (
+        {run.name: found["median"] for run in runs if (found := _spread(run, field))}
+        for field in ("tokens_per_second", "mfu")
+    )
     counts = {run.name: RunCounts.model_validate(run.manifest.counts) for run in runs if run.manifest}
     seconds = {name: counts[name].consumed_tokens / speed for name, speed in speeds.items()}
     hours = {name: time * counts[name].processes / 3600 for name, time in seconds.items()}
-    return {"stage_seconds": stages, "tokens_per_second": speeds, "process_hours": hours}
+    return {"stage_seconds": stages, "tokens_per_second": speeds, "mfu": mfu, "process_hours": hours}
+
+
+def _spread(run: Run, field: str) -> dict[str, float]:
+    """Median, maximum and last of a field of the training rows; empty if no row has it."""
+    found = [value for row in run.metrics if (value := getattr(row, field)) is not None]
+    return {"median": median_high(found), "max": max(found), "last": found[-1]} if found else {}
+
+
+def _settings(*runs: Run) -> list[JsonValue]:
+    return [[_PARENTS.sub("", text) for text in row] for row in differing_settings(*runs) if row[0] != "name"]
 
 
 def build_versions(manifests: Manifests) -> dict[str, list[str]]:
@@ -87,6 +110,38 @@ def build_versions(manifests: Manifests) -> dict[str, list[str]]:
         for package, version in {**manifest.versions, "commit": manifest.commit}.items():
             versions.setdefault(package, set()).add(version)
     return {package: sorted(found) for package, found in sorted(versions.items())}
+
+
+def _pool_pairs(pools: Mapping[str, Seeds], pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs of first seeds, each once."""
+    first = {run.name: name for name, seeds in pools.items() for run in seeds.values()}
+    found = [(first.get(a, a), first.get(b, b)) for a, b in pairs]
+    if same := [f"{b}:{a}" for (a, b), (name, other) in zip(pairs, found, strict=True) if name == other]:
+        raise EvaluationError(f"comparison {same[0]}: of seeds of one run, which are pooled; leave it out")
+    return list(dict.fromkeys(found))
+
+
+def _pool(rows: Sequence[Any]) -> Any:
+    """Means over the rows of seeds, by field; of what differs and is no number, the first.
+
+    A score has those of the seeds too. Its interval is Wilson's of the mean share, of as many items.
+    """
+    first = rows[0]
+    if isinstance(first, Counter):  # one of the seeds may lack a key
+        return {key: sum(row[key] for row in rows) / len(rows) for key in sum(rows, Counter())}
+    if isinstance(first, dict):
+        found = {key: _pool([row[key] for row in rows]) for key in first}
+        if "accuracy" in found:
+            found["low"], found["high"] = wilson_interval(found["correct"], found["n"])
+            found["correct"] = round(found["correct"], 1)
+            found["by_seed"] = {name: [row[name] for row in rows] for name in ("accuracy", "bits_per_byte")}
+        return found
+    if all(row == first for row in rows):
+        return first
+    if isinstance(first, list | tuple) and len({len(row) for row in rows}) == 1:
+        return [_pool(parts) for parts in zip(*rows, strict=True)]
+    known = [row for row in rows if isinstance(row, float | int)]
+    return sum(known) / len(rows) if len(known) == len(rows) else None if None in rows else first
 
 
 def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, JsonValue]:
@@ -108,6 +163,9 @@ def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, J
         "total": _total(run) if run.scores else None,
         "answers": _answers(run.scores.values()) if run.scores else None,
         "steps": counts and counts.steps,
+        "skipped_steps": counts and len(counts.skipped_steps),
+        "learning_rate": _spread(run, "learning_rate"),
+        "grad_norm": _spread(run, "grad_norm"),
         "consumed_tokens": counts and counts.consumed_tokens,
         "mathematics_tokens": mathematics_tokens,
         "documents_begin": counts and counts.begin,
@@ -124,7 +182,7 @@ def _run(run: Run, manifests: Manifests, mathematics_tokens: int) -> dict[str, J
 
 
 def _losses(found: dict[str, float] | None) -> dict[str, JsonValue]:
-    return {pool: _number(loss) for pool, loss in (found or {}).items()}
+    return {pool: None if math.isnan(loss) else loss for pool, loss in (found or {}).items()}
 
 
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
@@ -146,10 +204,9 @@ def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
 def _total(run: Run) -> dict[str, JsonValue]:
     """Accuracy over all items of all sets, and the plain mean of the sets' accuracies."""
     counted = [run.scores[form] for form in run.higher.values()]
-    items = [(of, item) for of in run.higher for item in run.right(of)]
-    mean = sum(score.accuracy for score in counted) / len(counted)
-    ungraded = sum(score.ungraded for score in counted)
-    return _over(run, items) | {"ungraded": ungraded, "mean_of_tasks": mean}
+    means = {"mean_of_tasks": fmean(score.accuracy for score in counted)}
+    found = _over(run, [(of, item) for of in run.higher for item in run.right(of)])
+    return found | {"ungraded": sum(score.ungraded for score in counted)} | means
 
 
 def _over(run: Run, items: Collection[tuple[str, str]]) -> dict[str, JsonValue]:
@@ -158,7 +215,7 @@ def _over(run: Run, items: Collection[tuple[str, str]]) -> dict[str, JsonValue]:
     return _share([run.right(of)[item] for of, item in items], [found for found in bits if found is not None])
 
 
-def _answers(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
+def _answers(scores: Collection[TaskScore]) -> dict[str, Any]:
     """How the answers of all tasks, in both forms, were found and look; None where no task counted it."""
     methods = sum((Counter(score.methods) for score in scores), Counter())
 
@@ -168,32 +225,26 @@ def _answers(scores: Collection[TaskScore]) -> dict[str, JsonValue]:
         return total / sum(getattr(score, of) for score in known) if known else None
 
     return {
-        "methods": dict(methods.most_common()),
+        "methods": methods,
         "mean_tokens": mean("mean_tokens", times="n"),
         "mean_thinking_tokens": mean("mean_thinking_tokens", times="n"),
         "cut": mean("cut_outputs"),
+        "right": sum(score.correct for score in scores if score.right_with_false_equation is not None),
         "right_with_false_equation": mean("right_with_false_equation", of="correct"),
     }
 
 
 def _share(right: Collection[bool], bits: Collection[float]) -> dict[str, JsonValue]:
-    """Accuracy with its error and interval, and bits per byte with theirs if there are any."""
+    """Accuracy with its interval, and bits per byte with theirs if there are any."""
     correct, n = sum(right), len(right)
     low, high = wilson_interval(correct, n)
-    error = _number(accuracy_standard_error(correct, n))
-    counts = {"n": n, "correct": correct, "accuracy": correct / n, "stderr": error, "low": low, "high": high}
-    return counts | _bits(bits)
+    return {"n": n, "correct": correct, "accuracy": correct / n, "low": low, "high": high} | _bits(bits)
 
 
 def _bits(values: Collection[float]) -> dict[str, JsonValue]:
     n = len(values)
     error = float(np.std([*values], ddof=1)) / math.sqrt(n) if n > 1 else None
     return {"bits_per_byte": sum(values) / n if n else None, "bits_stderr": error}
-
-
-def _number(value: float | None) -> float | None:
-    """None for NaN, which JSON lacks, such as the standard error of one item."""
-    return None if value is None or math.isnan(value) else value
 
 
 def _mathematics_tokens(manifests: Manifests, origins: Sequence[Origin]) -> dict[str, int]:

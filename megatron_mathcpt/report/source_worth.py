@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from megatron_mathcpt.config.data_search import REST
 from megatron_mathcpt.records import JsonObject
-from megatron_mathcpt.report.comparison import POOLED, BitsComparison, Comparison
+from megatron_mathcpt.report.comparison import POOLED, Comparison
 from megatron_mathcpt.report.study import Runs
 
 UNITS = {"billion": 1e9, "million": 1e6}
@@ -42,7 +42,7 @@ def _worth(test: Comparison, runs: Runs, tokens: int, unit: float) -> JsonObject
     def per(value: float) -> float | None:
         return None if math.isnan(value) else value / tokens * unit
 
-    def measure(found: Comparison | BitsComparison) -> JsonObject:
+    def measure(found: Comparison) -> JsonObject:
         ends = {"difference": per(found.difference), "low": per(found.low), "high": per(found.high)}
         return ends | {"verdict": found.verdict}
 

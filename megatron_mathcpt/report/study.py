@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue
 from megatron_mathcpt.config.base import Section, load_config
 from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, BitsComparison, Comparison, Pair
+from megatron_mathcpt.report.comparison import POOLED, UNDECIDED, Comparison, Pair
 from megatron_mathcpt.report.read import Run
 
 Runs = Mapping[str, Any]  # the runs of report.json, by name
@@ -60,6 +60,7 @@ class StudyResult(Section):
 
     text: str
     published: str
+    small: str  # why runs of a small scale may disagree
     pairs: tuple[Pair, ...]
     matched: tuple[Pair, ...] = ()
     where: Where = Field(default_factory=dict)
@@ -89,7 +90,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
     def ours(run: str) -> list[JsonValue]:
         # Not `whole` if only part of the set was scored: the page shows such a score in brackets.
         scores = runs[run]["sets"] if run in runs else {}
-        shown = ("accuracy", "stderr", "low", "high", "n")
+        shown = ("accuracy", "low", "high", "n")
         return [
             {name: score[name] for name in shown} | {"whole": score["n"] == found.items}
             if (score := scores.get(found.task))
@@ -109,9 +110,7 @@ def build_study(published: Published, runs: Runs, comparisons: Sequence[Comparis
     }
 
 
-def judge(
-    pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison | BitsComparison]
-) -> JsonObject:
+def judge(pairs: Sequence[Pair], where: Where, comparisons: Sequence[Comparison]) -> JsonObject:
     """Verdict of one measure's comparisons on `pairs`, which the study claims to be (better, worse)."""
     by_name = {(row.second, row.first, row.task): row for row in comparisons}
     found = []
@@ -157,6 +156,6 @@ def _result(result: StudyResult, comparisons: Sequence[Comparison], runs: Runs) 
         if known := [run[field] for run in rows if run[field] is not None]:
             ends = dict.fromkeys(figures.tokens(end(known)) for end in (min, max))
             size.append(f"{' to '.join(ends)} {unit}")
-    texts = result.model_dump(include={"text", "published"})
+    texts = result.model_dump(include={"text", "published", "small"})
     texts["size"] = ", ".join(size) if own["tests"] else ""
     return own | texts | {"matched": matched if result.matched else None}

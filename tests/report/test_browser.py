@@ -51,7 +51,7 @@ def test_tables_sort_and_outputs_filter_by_field_and_word(chromium: str, page: P
         await opened.evaluate(click.format("comparison-table"))
         names = await opened.evaluate(column("comparison-table", 1))
         assert names == sorted(names, key=str.lower)
-        assert len(set(names)) == 10
+        assert len(set(names)) == 9  # a subset of 8 items is not tested
         field = "document.querySelector('[data-table=comparison-table]')"
         await opened.evaluate(f"{field}.value = 'BETTER heldout'; {field}.dispatchEvent(new Event('input'))")
         shown = "[...document.querySelectorAll('#comparison-table tbody tr')].filter(r => r.offsetHeight)"

@@ -1,6 +1,8 @@
 """Two measures of the same runs: bits per byte next to accuracy, forms, strata, contradicted results."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,13 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
     assert {zero, "math_zh"} < tasks
     assert few not in tasks
     (row,) = [row for row in found["comparisons"] if (row["second"], row["task"]) == ("base2", zero)]
-    assert (row["n"], row["correct_second"], row["correct_first"]) == (60, 2, 1)
+    assert (row["n"], row["mean_second"], row["mean_first"]) == (60, 2 / 60, 1 / 60)
     # zero-shot bits in the table of sets, each form's own in that of tasks
     scores, sets = runs["base2"]["scores"], runs["base2"]["sets"]
     assert sets[zero]["bits_per_byte"] == scores[zero]["bits_per_byte"] != scores[few]["bits_per_byte"]
     assert scores[few]["bits_per_byte"] == pytest.approx(np.mean(bits(-0.2, few, 11)))
     assert scores[few]["bits_stderr"] == pytest.approx(stats.sem(bits(-0.2, few, 11)))
-    assert len(runs["base2"]["subsets"]["middle school"]) == 8
+    assert len(runs["base2"]["subsets"]["middle school"]) == 7
     assert runs["base2"]["subsets"]["middle school"]["n"] == 60
     rows, sentences = load_scores(root / "report")
     scores = {(of, run): cells for of, run, *cells in rows}
@@ -111,10 +113,28 @@ def test_a_set_counts_once_in_the_higher_of_its_forms(root: Path) -> None:
     assert len(sentences) == 2 * 4
 
 
-def test_levels_and_languages_are_subsets_of_both_measures(root: Path) -> None:
+def test_levels_languages_and_subjects_are_subsets_of_both_measures(root: Path) -> None:
+    for name in RUNS:
+        rows = [f"samples_{form}.jsonl" for form in ("math_zh", "gsm8k_en", "gsm8k_en_few_shot")]
+        damage(root, name, rows[0], lambda at: {"subject": "algebra" if at % 3 else "geometry"})
+        for file in rows[1:]:
+            damage(root, name, file, lambda _: {"subject": "algebra"})
     found = results_of(root)
     expected = ["middle school", "high school", "up to 3 steps", "4 to 5 steps", "6 and more steps"]
-    assert found["subsets"] == [*expected, *(f"level {n}" for n in range(1, 6)), "English", "Chinese"]
+    assert found["subsets"] == {
+        **{"school stage": expected[:2], "steps": expected[2:], "language": ["English", "Chinese"]},
+        **{
+            "level": [f"level {n}" for n in range(1, 6)],
+            "number of steps": [f"{n} steps" for n in range(2, 7)],
+        },
+        "subject": ["algebra", "geometry"],
+    }
+    # single numbers of steps and subjects are not tested
+    assert len({row["task"] for row in found["comparisons"]}) == 3 + 12
+    # "geometry" has every third item of the second set; the first set has one subject, which is none
+    shown = found["runs"]["base2"]["subsets"]["geometry"]
+    assert (shown["n"], shown["correct"]) == (20, 1)
+    assert shown["bits_per_byte"] == pytest.approx(np.mean(bits(-0.2, "math_zh", 12)[::3]))
     subsets = found["runs"]["base2"]["subsets"]
     # level 1 has the items 0, 5, ..., 55 of the second set, of which the first is right; Chinese all of it
     level, chinese = subsets["level 1"], subsets["Chinese"]
@@ -150,13 +170,21 @@ def test_answers_are_counted_over_all_tasks_and_forms(root: Path) -> None:
     assert answers["methods"] == {"none": 177, "box": 3}
     assert (answers["mean_tokens"], answers["cut"]) == (20.5, pytest.approx(6 / 180))
     # one right answer of each task has a false equation; the task without a right one does not count
-    assert answers["right_with_false_equation"] == pytest.approx(2 / 3)
+    assert (answers["right"], answers["right_with_false_equation"]) == (3, pytest.approx(2 / 3))
+    text = (root / "report" / "index.html").read_text("utf-8")
+    row = text[text.index('id="answer-table"') :].split("</tr>")[2]
+    cells = [re.sub(r"<br>.*|<.*?>", "", cell) for cell in row.split("</td>")]
+    assert cells[1:3] == ["1.7", "98.3"] and cells[3:7] == ["20.5", "0.0", "3.3", "66.7"]
+    assert "2 of 3</small>" in row
 
 
-def damage(root: Path, run: str, file: str, **fields: Any) -> None:
+def damage(
+    root: Path, run: str, file: str, by_item: Callable[[int], dict[str, Any]] | None = None, **fields: Any
+) -> None:
     folder = root / run / "evaluation"
     rows = [json.loads(line) for line in (folder / file).read_text("utf-8").splitlines()]
-    write_json_lines(folder / file, [row | fields for row in rows])
+    more = [fields | (by_item(at) if by_item else {}) for at in range(len(rows))]
+    write_json_lines(folder / file, [row | own for row, own in zip(rows, more, strict=True)])
     write_manifest(folder, "evaluation", inputs={}, counts={}, config={})
 
 

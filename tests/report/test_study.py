@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mathcpt.formats.manifest import load_manifest, write_manifest
 from megatron_mathcpt.report.comparison import Comparison
 from megatron_mathcpt.report.study import judge, load_published
-from megatron_mathcpt.statistics import PairedComparison
 from tests.support.report_folder import report_json, write_results
 
 PUBLISHED = load_published()
@@ -29,10 +29,11 @@ def test_scores_are_whole_items_averages_their_means_and_tables_agree(row) -> No
 def comparison(
     second: str, only_second: int, only_first: int, p: float, task: str = "all tasks"
 ) -> Comparison:
-    paired = PairedComparison(100, only_first, only_second, difference=0.1, low=0.0, high=0.2, p_value=p)
-    names = {"second": second, "first": "b", "task": task}
-    counts = {"correct_second": 50, "correct_first": 40, "detectable": 0.1, "p_holm": p, "tests": 1}
-    return Comparison(**vars(paired), **names, **counts)
+    difference = (only_second - only_first) / 100
+    means = {"n": 100, "mean_first": 0.4, "mean_second": 0.5, "low": 0.0, "high": 0.2, "detectable": 0.1}
+    tests = {"p_value": p, "wilcoxon": p, "p_holm": p, "wilcoxon_holm": p, "rank_difference": difference}
+    counts = {"only_first": only_first, "only_second": only_second, "difference": difference}
+    return Comparison(**means, **tests, **counts, second=second, first="b", task=task)
 
 
 BETTER = comparison("a", 20, 2, 0.001)
@@ -96,8 +97,21 @@ def test_the_study_is_compared_with_our_runs(grid: Path) -> None:
     titles = {"Synthesis methods", "Stages", "Data distribution", "Difficulty"}
     assert {table["title"] for table in study["tables"]} == titles
     text = (grid / "report" / "index.html").read_text(encoding="utf-8")
-    assert "(30.0 ± 4.6)" in text
+    assert '<td data-value="0.3">(30.0)<br><small>95% 21.9 to 39.6, 100 of 1319 items</small>' in text
     assert text.count('class="scroll"><table class="sortable study-table"') == 4
+
+
+def test_a_small_scale_is_named_where_it_disagrees(grid: Path) -> None:
+    names = ("base1", "base2", "tutor_amp", "res_div", "base1_sft")
+    found = report_json(grid, names, [], study=True)["results"]["study"]["results"]
+    shown = "Why a small scale may disagree"
+    assert shown not in (grid / "report" / "index.html").read_text("utf-8")  # nothing says that it is small
+    counts = load_manifest(grid / "synthesis", "synthesis").counts | {"scripted": True}
+    write_manifest(grid / "synthesis", "synthesis", inputs={}, counts=counts, config={})
+    found = report_json(grid, names, [], study=True)["results"]["study"]["results"]
+    # of three results that were tested, the third is undecided
+    text = (grid / "report" / "index.html").read_text("utf-8")
+    assert [f"{shown}: {row['small']}" in text for row in found] == [False, False, True, False, False]
 
 
 def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
@@ -107,7 +121,8 @@ def test_subsets_and_synthesis_are_counted(grid: Path) -> None:
     found = {name: (score["correct"], score["n"]) for name, score in subsets.items()}
     stages = {"middle school": (30, 100), "high school": (30, 100)}
     steps = {"up to 3 steps": (24, 80), "4 to 5 steps": (24, 80), "6 and more steps": (12, 40)}
-    assert found == stages | steps
+    single = {f"{number} steps": (12, 40) for number in range(2, 7)}
+    assert found == stages | steps | single
     made = results["synthesis"]["synthesis: tutor_amp"]
     assert (made["accepted_share"], made["records"], made["tokens_per_record"]) == (0.85, 85, 400.0)
     assert (made["cost_per_record"], made["requests"]) == (0.02, 200)
@@ -129,10 +144,12 @@ def test_a_table_of_the_study_shows_our_bits_per_byte(tmp_path: Path) -> None:
     text = (tmp_path / "grid" / "report" / "index.html").read_text(encoding="utf-8")
     tables = text[text.index('study-table"') : text.index('<section id="scores">')]
     # (1 + 2.25) / 2, with a standard error of half the difference
-    assert '<td data-value="1.625">1.625<br><small>± 0.625</small></td>' in tables
+    assert '<td data-value="1.625">1.625 ± 0.625</td>' in tables
 
 
-def test_a_task_of_one_item_has_no_error(tmp_path: Path) -> None:
+def test_a_task_of_one_item_has_a_wide_interval_and_no_error(tmp_path: Path) -> None:
     root = write_results(tmp_path / "grid", {name: {"gsm8k": [True]} for name in ("base1", "base2")})
     report_json(root, ("base1", "base2"), [], study=True)
-    assert "(100.0 ± –)" in (root / "report" / "index.html").read_text(encoding="utf-8")
+    text = (root / "report" / "index.html").read_text(encoding="utf-8")
+    assert "100.0 (20.7 to 100.0)<br><small>1 of 1" in text  # 1 / (1 + 1.96²) = 0.2065
+    assert "± –" not in text

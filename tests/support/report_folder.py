@@ -33,7 +33,9 @@ def write_run(root: Path, name: str, inputs: dict[str, str], steps: int = 40) ->
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         row = {"step": step, "consumed_samples": 8 * step, "consumed_tokens": 1000 * step}
-        rows.append(row | {"loss": 4 - step / 20, "grad_norm": 1.0, "tokens_per_second": 100.0 + step})
+        speed = {"tokens_per_second": 100.0 + step, "mfu": 0.3}
+        norms = {"grad_norm": 1.0 * step, "learning_rate": 0.01 / step}
+        rows.append(row | {"loss": 4 - step / 20} | norms | speed)
         if step % 10 == 0:
             rows.append(row | {"validation": {pool: 3.5 - step / 40 for pool in POOLS}})
     write_json_lines(folder / "metrics.jsonl", rows)
