@@ -110,7 +110,8 @@ def test_rows_of_few_items_are_in_no_plot_and_one_is_one(tmp_path: Path) -> None
     page = (root / "report" / "index.html").read_text(encoding="utf-8")
     assert re.findall(r'<svg role="img" aria-label="(\w+_en)"', page) == ["ten_en"]
     assert "1 run, 3 tasks, 0 paired tests" in page
-    assert '<td data-value="1.0">100.0 (20.7 to 100.0)<br><small>1 of 1' in page  # Wilson, by hand: 1/(1 + 1.96²)
+    # Wilson's interval of one right item, by hand, begins at 1 / (1 + 1.96²)
+    assert '<td data-value="1.0">100.0 (20.7 to 100.0)<br><small>1 of 1' in page
     assert {(one["task"], one["kind"]) for one in found["results"]["samples"]} == {
         (task, "right") for task in ("nine_en", "ten_en", "one_en")
     }
