@@ -28,7 +28,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
     ("overrides", "world_size", "named"),
     [
         ([], 3, "world size"),
-        (["train.global_batch_size=12"], 4, "train.global_batch_size"),
+        (["train.global_batch_size=6"], 4, "train.global_batch_size"),
         (["parallel.tensor_model_parallel_size=16"], 16, "model.num_attention_heads"),
         (["model.num_query_groups=1"], 2, "model.num_query_groups"),
         (["model.ffn_hidden_size=511"], 2, "model.ffn_hidden_size"),
@@ -38,7 +38,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
         (["parallel.context_parallel_size=2", "train.seq_length=254"], 4, "train.seq_length"),
         (["parallel.overlap_param_gather=true"], 2, "parallel.overlap_param_gather"),
         (["optimizer.min_lr=1.0"], 2, "optimizer.min_lr"),
-        (["model.max_position_embeddings=16"], 2, "train.seq_length: 128 is above 16, the model's"),
+        (["model.max_position_embeddings=16"], 2, "train.seq_length: 512 is above 16, the model's"),
         (["parallel.tp_comm_overlap=true"], 2, "parallel.tp_comm_overlap"),
         ([*UNEVEN, COUNTED], 4, r"parallel.account_for_\*_in_pipeline_split"),
         ([*UNEVEN, "model.num_layers=3"], 4, "parallel.num_layers_in"),
@@ -105,4 +105,4 @@ def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) ->
 
 def test_budget_is_rounded_up_to_whole_steps() -> None:
     train = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"]).train
-    assert (train.tokens_per_step, train.train_steps, train.train_samples) == (4 * 128, 9, 36)
+    assert (train.tokens_per_step, train.train_steps, train.train_samples) == (2 * 512, 5, 10)

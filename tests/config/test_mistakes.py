@@ -169,7 +169,7 @@ def test_a_file_with_a_wrong_section_shows_what_does_not_match_between_sections_
         "init.hf=x",
         "optimizer.min_lr=1.0",
         "checkpoint.keep_optimizer=true",
-        "train.global_batch_size=6",
+        "train.global_batch_size=5",
     ]
     with pytest.raises(ConfigError) as raised:
         load_run(BASE, wrong)

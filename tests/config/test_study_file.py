@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {
         "two": {"from": "one", "set": {"optimizer.lr": 2e-3, "data.blend.extra": 3.0}},
         "twin": {"from": "two", "set": {"data.blend": {"twin": 1.0}, "data.corpus": "runs/demo/more"}},
     },
-    "variants": {"wide": {"from": "one", "set": {"train.micro_batch_size": 2}}},
+    "variants": {"wide": {"from": "one", "set": {"train.micro_batch_size": 1}}},
     "evaluation": {"max_new_tokens": 8},
     "scale": {
         "half": {
@@ -115,7 +115,7 @@ def test_tokens_expected_of_a_run_are_those_of_its_build(path: Path) -> None:
 def test_a_variant_is_there_when_it_is_named(path: Path) -> None:
     assert "wide" not in load_study(path).runs
     study = load_study(path, Asked(only=["wide"]))
-    assert [name for name, run in study.runs.items() if run.config.train.micro_batch_size == 2] == ["wide"]
+    assert [name for name, run in study.runs.items() if run.config.train.micro_batch_size == 1] == ["wide"]
 
 
 def test_each_seed_of_a_run_starts_from_the_parent_of_its_seed(path: Path) -> None:

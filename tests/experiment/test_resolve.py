@@ -113,16 +113,16 @@ def test_a_run_of_a_study_has_the_shape_of_the_run_that_it_starts_from(
     study = load_study(QUICKSTART)
     base, base1 = (resolve_run(study.runs[name], study) for name in ("base", "base1"))
     assert base[0].model == base1[0].model
-    # 2,048 x 256 tied, and 2 layers of 4 x 256 x 256 + 3 x 256 x 704 + 2 x 256, and the last norm of 256
-    layer = 4 * 256**2 + 3 * 256 * 704 + 2 * 256
+    # 2,048 x 128 tied, and 2 layers of 4 x 128 x 128 + 3 x 128 x 352 + 2 x 128, and the last norm of 128
+    layer = 4 * 128**2 + 3 * 128 * 352 + 2 * 128
     size = study.corpus["corpus"].config.tokenizer.vocab_size
     assert base[0].model is not None and size is not None
-    assert base[0].model.num_parameters() == size * 256 + 2 * layer + 256
+    assert base[0].model.num_parameters() == size * 128 + 2 * layer + 128
     assert base1[2] == "the shape of base's config, as it is not trained yet"
     lines = invoke("dry-run", f"{QUICKSTART}:base1", f"{QUICKSTART}:base", "--gpus", 2).stdout.splitlines()
-    rows = {line.split()[0]: line.split() for line in lines if "TP2" in line}
-    # 800,000 and 200,000 tokens in steps of 4 x 128: 1,562.5 and 390.6
-    assert (rows["base1"][1:3], rows["base"][1:3]) == (["1,563", "800.3k"], ["391", "200.2k"])
+    rows = {line.split()[0]: line.split() for line in lines if "TP" in line}
+    # 2,400,000 and 400,000 tokens in steps of 2 x 512: 2,343.75 and 390.6
+    assert (rows["base1"][1:3], rows["base"][1:3]) == (["2,344", "2.4M"], ["391", "400.4k"])
     assert lines[-1].startswith("<0.01 GPU-hours of training on h100, as the planner predicts: 0:")
     whole = invoke("dry-run", QUICKSTART, "--gpus", 2).stdout
     assert "base1, base2: the shape of base's config" in whole and "not planned" not in whole

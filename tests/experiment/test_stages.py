@@ -103,7 +103,7 @@ def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_result
     assert found["tuned"].command[2:4] == ("megatron_mathcpt.train", written)
     found["tuned"].write_config()
     assert Path(written).read_text() == texts["tuned"]
-    pack = [str(out / "raw"), "problems", "--seq-length", "128", "--out", str(out / "sft" / "problems")]
+    pack = [str(out / "raw"), "problems", "--seq-length", "512", "--out", str(out / "sft" / "problems")]
     assert list(found["sft/problems"].command[1:]) == ["-m", "megatron_mathcpt", "pack-sft", *pack]
     assert found["synthesis"].command[-1] == "--scripted"
     assert found["report"].command[-1] == "--study"
