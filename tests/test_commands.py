@@ -102,6 +102,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
             "sed: unknown key; did you mean 'seed'?",
         ),
         ("synthesize missing.yaml --out OUT", "missing.yaml: cannot be read"),
+        ("corpora --data OUT --by-steps 2 --out OUT", "--by-steps: is of generated problems; leave it out"),
         (
             f"train {BASE} train.seq_len=8 --out OUT",
             "train.seq_len: unknown key; here it is train.seq_length",

@@ -115,6 +115,8 @@ def corpora(
     from megatron_mathcpt.data.corpora import make_corpora
     from megatron_mathcpt.data.problems import ProblemMix
 
+    if data and by_steps:
+        raise ConfigError("--by-steps: is of generated problems; leave it out, or --data")
     manifest = make_corpora(out, data, seed, ProblemMix(evaluation_by_steps=by_steps))
     files = manifest.outputs.items()
     rows = [(name, manifest.counts[Path(name).stem], file.bytes / 1e6) for name, file in files]

@@ -215,7 +215,8 @@ class _Planner:
         if study.corpora:
             own = ("--data", data) if data else ()
             files = tuple(sorted(data.glob("*.jsonl*"))) if data else ()
-            steps = ("--by-steps", study.corpora.by_steps) if study.corpora.by_steps else ()
+            # Only generated problems have any number of steps that is asked for.
+            steps = ("--by-steps", study.corpora.by_steps) if study.corpora.by_steps and not data else ()
             command = _verb("corpora", "--out", out / "corpora", "--seed", study.corpora.seed, *steps, *own)
             yield Stage("corpora", "corpora", out / "corpora", command, files=files)
         for name, build in study.corpus.items():

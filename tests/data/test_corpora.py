@@ -15,7 +15,7 @@ from megatron_mathcpt.records import Problem
 from tests.support.corpus_factory import make_problem
 from tests.support.json_lines import read_json_lines, write_json_lines
 
-MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2})
+MIX = ProblemMix(train_problems=50, evaluation_problems={"en": 4, "zh": 2}, evaluation_by_steps=1)
 
 
 def write_own(folder: Path, problems: list[Any]) -> Path:
@@ -39,6 +39,8 @@ def test_default_corpora_are_complete_and_reproducible(tmp_path: Path) -> None:
     assert set(first.inputs) == {"huggingface_hub", "pydantic", "rich", "jinja2", "click", "typer", "sympy"}
     held_out = read_json_lines(tmp_path / "a" / "evaluation" / "heldout_zh.jsonl")
     assert [row["lang"] for row in held_out] == ["zh", "zh"]
+    by_steps = read_json_lines(tmp_path / "a" / "evaluation" / "heldout_steps.jsonl")
+    assert [row["steps"] for row in by_steps] == [*range(1, 9)] and all(row["subject"] for row in by_steps)
     with pytest.raises(ManifestError, match="another config 'seed'"):
         make_corpora(tmp_path / "a", seed=4, mix=MIX)
 

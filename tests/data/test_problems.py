@@ -16,6 +16,7 @@ from megatron_mathcpt.data.problems import (
     instance_key,
     is_held_out,
     load_templates,
+    problems_by_steps,
     substitute,
     training_problems,
 )
@@ -153,6 +154,35 @@ def test_the_split_takes_about_its_share_of_the_pairs() -> None:
     pairs = {instance_key("gain", gain.draw(chance, small=None)) for _ in range(3000)}
     assert 0.12 < sum(is_held_out(pair, 0.15) for pair in pairs) / len(pairs) < 0.18
     assert instance_key("gain", {"b": Fraction(2), "a": Fraction(1)}) == "gain(a=1,b=2)"
+
+
+def test_as_many_of_each_number_of_steps_none_of_them_in_training(training: list[Problem]) -> None:
+    problems = problems_by_steps(ProblemMix(evaluation_by_steps=6), seed=1)
+    assert [p.steps for p in problems] == [steps for steps in range(1, 9) for _ in range(6)]
+    assert {p.language for p in problems} == {"en"}
+    assert len({p.id for p in problems}) == len(keys(problems)) == 48
+    assert not keys(problems) & keys(training)
+
+
+def test_long_problems_are_solved_from_their_words_alone() -> None:
+    """What is had, got and given away; numbers and prices of a bill, and what is paid."""
+    problems = problems_by_steps(ProblemMix(evaluation_by_steps=40), seed=2)
+    changes = [p for p in problems if p.extra["template"].endswith("_changes")]
+    bills = [p for p in problems if p.extra["template"].startswith("bill_")]
+    assert {p.steps for p in changes} == {p.steps for p in bills} == {5, 6, 7, 8}
+    for problem in changes:
+        had, got, given = (
+            sum(map(int, re.findall(rf"{verb} (\d+)", problem.question)))
+            for verb in ("has", "gets", "gives away")
+        )
+        assert had + got - given == int(problem.answer) >= 0, problem
+    for problem in bills:
+        prices = re.findall(r"(\d+) \w+ for (\d+) dollars", problem.question)
+        cost, paid = (
+            sum(int(n) * int(price) for n, price in prices),
+            re.search(r"with (\d+)", problem.question),
+        )
+        assert (int(paid[1]) - cost if paid else cost) == int(problem.answer) > 0, problem
 
 
 def test_the_mix_is_kept(training: list[Problem], held_out: list[Problem]) -> None:
