@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,12 +209,12 @@ class StudyOptions:
         asked = Asked(self.scale, out, self.add or (), self.compare or (), self.only or ())
         return load_study(Path(config), asked, overrides)
 
-    def stages(self, study: "Study", processes: int | None) -> "list[Stage]":
+    def stages(self, study: "Study", processes: int | None, at_once: int = 1) -> "list[Stage]":
         """The stages of `study` that were asked for."""
         from megatron_mathcpt.experiment.stages import build_stages
 
         data, benchmarks = (path.resolve() if path else None for path in (self.data, self.benchmarks))
-        return build_stages(study, processes, data, benchmarks, self.only or ())
+        return build_stages(study, processes, data, benchmarks, self.only or (), at_once)
 
 
 def _address(config: str) -> str:
@@ -321,14 +322,15 @@ def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardwa
     from megatron_mathcpt.experiment.local import run_stages
     from megatron_mathcpt.train.process import expects_gpu
 
-    stages = asked.stages(study, processes or 2)
+    gpu, processes, start = expects_gpu(), processes or 2, time.monotonic()
+    stages = asked.stages(study, processes, 1 if gpu else study.at_once)
     check_scored(study, hardware, asked.benchmarks)
-    check_stages(study, stages, gpu=expects_gpu())
+    check_stages(study, stages, gpu=gpu)
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    outcomes = run_stages(stages, study.out)
-    ran = [outcome for outcome in outcomes if outcome.state == "ran"]
-    echo(f"{len(ran)} stages in {sum(outcome.seconds for outcome in ran) / 60:.1f} min", err=True)
+    outcomes = run_stages(stages, study.out, processes)
+    ran = sum(outcome.state == "ran" for outcome in outcomes)
+    echo(f"{ran} stages in {(time.monotonic() - start) / 60:.1f} min", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
     if status:
         sys.exit(status)

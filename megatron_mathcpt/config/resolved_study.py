@@ -70,6 +70,7 @@ class Study:
     comparisons: tuple[tuple[str, str], ...]
     mixtures: Mapping[str, MixtureSearch]
     published: bool
+    at_once: int = 1
 
     def inside(self, path: object) -> Path | None:
         """`path` below the folder of results; None if it lies elsewhere or is no path."""
@@ -178,6 +179,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
             for name, node in reader.mixtures.items()
         },
         published=file.report.study,
+        at_once=at.at_once or file.at_once,
     )
     pairs = pairs_of(file.report.comparisons)
     pairs += [(run, rest) for run, name in annealed.items() if run != (rest := name + REST)]

@@ -123,7 +123,7 @@ class EvaluationNode(Section):
     `sets` are sets of `--benchmarks` (none given: the study's), `benchmark_limit` is the items of each.
     `shots`, a number or one for each set, are the worked examples of a second form; the higher one counts.
     `max_new_tokens`, `batch_size` (sequences), `chat`, `backend`, `tensor_model_parallel_size` and
-    `data_parallel_size` are as there.
+    `data_parallel_size` are as there; the backend megatron scores runs without export to Hugging Face.
     """
 
     runs: tuple[str, ...] | None = None
@@ -159,7 +159,8 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures`, `evaluation` and `seeds` replace the study's.
+    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures`, `evaluation`, `seeds` and `at_once` replace
+    the study's.
     `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
     `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
@@ -174,6 +175,7 @@ class Scale(Section):
     mixtures: dict[Name, Mixture] | None = None
     evaluation: EvaluationNode | None = None
     seeds: int | None = Field(default=None, ge=1)
+    at_once: int | None = Field(default=None, ge=1)
 
 
 class StudyFile(Section):
@@ -185,7 +187,9 @@ class StudyFile(Section):
     configs/paper/baselines.yaml has these alone. `microanneals` and `mixtures` are many runs each
     (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
     `report` what is compared; `scale` has other sizes by name. With `seeds` of 2 or more each run is trained
-    that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them.
+    that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them. On CPUs
+    `mathcpt run` has `at_once` stages at work at a time, each with that part of the processes, or as many as
+    its layout has.
     """
 
     name: Name
@@ -202,6 +206,7 @@ class StudyFile(Section):
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()
     seeds: int = Field(default=1, ge=1)
+    at_once: int = Field(default=1, ge=1)
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
     def check_together(self) -> None:

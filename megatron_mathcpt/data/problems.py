@@ -27,7 +27,8 @@ from megatron_mathcpt.records import Language, Problem, Stage, id_rank
 _COMMON = ("name", "other", "thing")
 _WORDS: dict[Language, tuple[str, ...]] = {"en": (*_COMMON, "things"), "zh": (*_COMMON, "unit")}
 MOST_STEPS = 8  # of a template
-_MOST_DRAWS = 1000  # without a new problem before a split counts as exhausted
+_DRAWS_OF_NUMBERS = 10  # of one template and size, before another is tried
+_MOST_DRAWS = 5000  # without a new problem before a split counts as exhausted
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -179,9 +180,11 @@ def _take(
         wanted = chance.choices(range(1, most + 1), mix.step_shares)[0]
         names = [name for name, template in templates.items() if min(len(template.steps), most) == wanted]
         weights = [templates[name].kind.weight for name in names]
-        for _ in range(_MOST_DRAWS):
-            name = chance.choices(names, weights)[0]
-            small = mix.small_maximum if chance.random() < mix.small_share else None
+        for draw in range(_MOST_DRAWS):
+            # Not one draw: a template would be rare in the split that has few of its numbers.
+            if draw % _DRAWS_OF_NUMBERS == 0:
+                name = chance.choices(names, weights)[0]
+                small = mix.small_maximum if chance.random() < mix.small_share else None
             numbers = templates[name].draw(chance, small)
             key = instance_key(name, numbers)
             if is_held_out(key, mix.held_out_share) != held_out:

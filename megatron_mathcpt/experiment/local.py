@@ -1,4 +1,4 @@
-"""Run a study's stages on this machine, one after the other, each as its own command.
+"""Run a study's stages on this machine, each as its own command, as many at a time as fit its processes.
 
 A complete stage is skipped, a failed one stops only what depends on it, and running again resumes. Whether a
 complete folder matches the current inputs and settings is decided by the stage's own command from the
@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import psutil
 
@@ -27,6 +28,7 @@ from megatron_mathcpt.own_python import own_command, own_environment
 
 KIND = "study"  # of a results folder
 OWNER_VARIABLE = "MATHCPT_RUN"  # set in every stage's environment, to find what a killed runner left running
+_POLL_SECONDS = 0.05
 _logger = get_logger(__name__)
 
 
@@ -40,38 +42,91 @@ class StageOutcome:
     status: int = 0
 
 
-def run_stages(stages: Sequence[Stage], out: Path) -> list[StageOutcome]:
-    """Run `stages` in order; raises `ConfigError` as `locked_folder` does."""
-    # For each stage: the key with which it was last complete, and the seconds it took.
-    keys, timings = out / ".stages.json", out / "timings.json"
-    folders = {stage.name: stage.folder for stage in stages}
-    outcomes: dict[str, StageOutcome] = {}
+@dataclass(frozen=True)
+class _Running:
+    """A stage at work; its key, whether its folder was complete, and the text of its config before."""
+
+    stage: Stage
+    process: subprocess.Popen[str]
+    start: float
+    key: str
+    complete: bool
+    config: str
+
+
+def run_stages(stages: Sequence[Stage], out: Path, processes: int = 1) -> list[StageOutcome]:
+    """Run `stages`, at most as many at a time as have `processes` together; their outcomes.
+
+    Raises `ConfigError` as `locked_folder` does.
+    """
     with locked_folder(out, KIND):
         _end_leftovers(out)
-        for number, stage in enumerate(stages, 1):
-            name = stage.name
-            if any(outcomes[need].state in ("failed", "skipped") for need in stage.needs):
-                outcomes[name] = StageOutcome(name, "skipped")
+        runner = _Runner(stages, out, processes)
+        try:
+            runner.run()
+        finally:  # Ctrl-C or a signal as an exception: no stage must outlive this process
+            for one in runner.running:
+                one.process.send_signal(signal.SIGTERM)
+            for one in runner.running:
+                one.process.wait()
+    return [runner.outcomes[stage.name] for stage in stages]
+
+
+class _Runner:
+    """Stages that wait, run and have ended; `keys` and `timings` are files in the folder of results."""
+
+    def __init__(self, stages: Sequence[Stage], out: Path, processes: int) -> None:
+        self.waiting, self.running, self.outcomes = [*stages], list[_Running](), dict[str, StageOutcome]()
+        self.out, self.processes, self.count = out, processes, len(stages)
+        self.folders = {stage.name: stage.folder for stage in stages}
+        # For each stage: the key with which it was last complete, and the seconds it took.
+        self.keys, self.timings = out / ".stages.json", out / "timings.json"
+
+    def run(self) -> None:
+        while self.waiting or self.running:
+            # The first that can start, also if a later one would find room before it.
+            stage = next((one for one in self.waiting if self.outcomes.keys() >= {*one.needs}), None)
+            taken = sum(one.stage.processes for one in self.running)
+            if stage and (not self.running or taken + stage.processes <= self.processes):
+                self.waiting.remove(stage)
+                self.start(stage)
                 continue
-            key, complete = stage.key(folders, out), stage.is_done()
-            if complete and _noted(keys).get(name) == key:  # its own command has already checked this key
-                outcomes[name] = StageOutcome(name, "done")
-                continue
-            command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
-            _logger.info("[%d/%d] %s: python %s", number, len(stages), name, command)
-            before = stage.write_config()
-            outcomes[name] = outcome = _run(stage, out)
-            if outcome.status and complete and before and stage.config:
-                write_atomically(
-                    stage.config.path, before.encode()
-                )  # refused: the folder belongs to the previous config
-            if outcome.status:
-                _logger.error("%s: failed with status %d; fix it and run again", name, outcome.status)
-                continue
-            if not complete or name not in _noted(timings):
-                _note(timings, name, round(outcome.seconds, 1))
-            _note(keys, name, key)
-    return list(outcomes.values())
+            time.sleep(_POLL_SECONDS)
+            for one in [one for one in self.running if one.process.poll() is not None]:
+                self.running.remove(one)
+                self.finish(one)
+
+    def start(self, stage: Stage) -> None:
+        name = stage.name
+        if any(self.outcomes[need].state in ("failed", "skipped") for need in stage.needs):
+            self.outcomes[name] = StageOutcome(name, "skipped")
+            return
+        key, complete = stage.key(self.folders, self.out), stage.is_done()
+        if complete and _noted(self.keys).get(name) == key:  # its own command has already checked this key
+            self.outcomes[name] = StageOutcome(name, "done")
+            return
+        command = " ".join(stage.command[1:]).replace(f"{Path.cwd()}{os.sep}", "")
+        number = self.count - len(self.waiting)
+        _logger.info("[%d/%d] %s: python %s", number, self.count, name, command)
+        config = stage.write_config()
+        process = _process(stage, self.out, alone=stage.processes >= self.processes)
+        self.running.append(_Running(stage, process, time.monotonic(), key, complete, config))
+
+    def finish(self, ended: _Running) -> None:
+        stage, status, seconds = ended.stage, ended.process.returncode, time.monotonic() - ended.start
+        if status == 0 and not stage.is_done():
+            raise MathCptError(
+                f"{stage.name}: succeeded without a manifest in {stage.folder}; report this bug"
+            )
+        self.outcomes[stage.name] = StageOutcome(stage.name, "failed" if status else "ran", seconds, status)
+        if status:
+            if ended.complete and ended.config and stage.config:
+                write_atomically(stage.config.path, ended.config.encode())  # refused: it is that folder's
+            _logger.error("%s: failed with status %d; fix it and run again", stage.name, status)
+            return
+        if not ended.complete or stage.name not in _noted(self.timings):
+            _note(self.timings, stage.name, round(seconds, 1))
+        _note(self.keys, stage.name, ended.key)
 
 
 def _noted(path: Path) -> dict[str, str | float]:
@@ -86,21 +141,24 @@ def _note(path: Path, name: str, value: str | float) -> None:
     write_atomically(path, json.dumps(_noted(path) | {name: value}, indent=1).encode())
 
 
-def _run(stage: Stage, out: Path) -> StageOutcome:
-    start = time.monotonic()
-    environment = {**own_environment(), OWNER_VARIABLE: str(out.resolve())}
-    elsewhere = 2 if sys.stdout is sys.stderr else None  # with --json
-    process = subprocess.Popen(own_command(stage.command[1:]), env=environment, stdout=elsewhere)
-    try:
-        status = process.wait()
-    except BaseException:  # Ctrl-C or a signal as an exception: the stage must not outlive this process
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-    if status == 0 and not stage.is_done():
-        raise MathCptError(f"{stage.name}: succeeded without a manifest in {stage.folder}; report this bug")
-    state = "failed" if status else "ran"
-    return StageOutcome(stage.name, state, time.monotonic() - start, status)
+def _process(stage: Stage, out: Path, *, alone: bool) -> subprocess.Popen[str]:
+    """Start `stage`; if it is not `alone`, with its part of the cores and its name at each line it prints."""
+    command, environment = own_command(stage.command[1:]), own_environment()
+    environment[OWNER_VARIABLE] = str(out.resolve())
+    if alone:
+        elsewhere = 2 if sys.stdout is sys.stderr else None  # with --json
+        return subprocess.Popen(command, env=environment, stdout=elsewhere, text=True)
+    if stage.kind != "run":  # each process of a run has one thread already
+        environment["OMP_NUM_THREADS"] = str(stage.processes)
+    both, pipe = subprocess.STDOUT, subprocess.PIPE
+    process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=both, text=True)
+    Thread(target=_print_named, args=(stage.name, process.stdout)).start()
+    return process
+
+
+def _print_named(name: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"{name}: {line}")
 
 
 def _end_leftovers(out: Path) -> None:

@@ -32,6 +32,7 @@ from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.mixture_search import CHECK
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
+_SHARING = ("run", "average", "hf", "evaluation", "sft")  # kinds that can be at work beside other stages
 
 
 class Config(NamedTuple):
@@ -48,7 +49,7 @@ class Stage:
 
     `needs` names the stages whose folders it reads; `files` are further inputs (benchmark items, corpora).
     `outside` are paths and patterns in its config that are no results of the study: raw corpora, weights.
-    An evaluation uses `gpus`, if the machine has any.
+    An evaluation uses `gpus`, if the machine has any; `mathcpt run` gives a stage `processes` cores.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     config: Config | None = None
     outside: tuple[str, ...] = ()
     gpus: int = 1
+    processes: int = 1
 
     def write_config(self) -> str:
         """Write the file that the command reads, unless it is unchanged; return its previous text."""
@@ -108,26 +110,40 @@ def build_stages(
     data: Path | None = None,
     benchmarks: Path | None = None,
     only: Sequence[str] = (),
+    at_once: int = 1,
 ) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these need, and their report.
 
-    Each run's layout must fit `processes` (None: not decided yet); `data` has the user's own corpora,
-    `benchmarks` the benchmark sets. Raises `ConfigError` for a path that no stage makes, for a run that
-    cannot be trained, and for a cycle.
+    Each run's layout must fit its processes: `processes` (None: not decided yet), or a part of them so that
+    `at_once` stages run at a time. `data` has the user's own corpora, `benchmarks` the benchmark sets. Raises
+    `ConfigError` for a path that no stage makes, for a run that cannot be trained, and for a cycle.
     """
     if data and not study.corpora:
         raise ConfigError(f"--data {data}: takes effect in a study that makes its raw pools (`corpora:`)")
     planner = _Planner(study, benchmarks)
-    stages = _in_order(list(planner.stages(processes or 2, data)))
+    found = (_placed(stage, study, processes or 2, at_once) for stage in planner.stages(data))
+    stages = _in_order(list(found))
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     # Without `only` all but builds that nothing reads, such as those of variants that are not named.
     needed |= set() if only else {stage.name for stage in stages if stage.kind != "corpus"}
     for stage in reversed(stages):
         needed.update(stage.needs if stage.name in needed else ())
     kept = [stage for stage in stages if stage.name in needed]
-    for name in [stage.name for stage in kept if stage.kind == "run"]:
-        _check_run(study, name, processes)
-    return [*kept, planner.report([stage.name for stage in kept])]
+    for run in [stage for stage in kept if stage.kind == "run"]:
+        _check_run(study, run.name, processes and run.processes)
+    report = planner.report([stage.name for stage in kept])
+    return [*kept, _placed(report, study, processes or 2, at_once)]
+
+
+def _placed(stage: Stage, study: Study, processes: int, at_once: int) -> Stage:
+    """`stage` with all `processes`, or if it can share them the part that leaves room for others."""
+    if stage.kind not in _SHARING:
+        return replace(stage, processes=processes)
+    part = max(1, processes // at_once)
+    if stage.kind == "run":
+        part = max(part, study.runs[stage.name].config.parallel.model_size)
+        stage = replace(stage, command=(*stage.command, "--processes", str(part)))
+    return replace(stage, processes=part)
 
 
 def _check_run(study: Study, name: str, processes: int | None) -> None:
@@ -199,6 +215,8 @@ class _Planner:
 
     def __init__(self, study: Study, benchmarks: Path | None) -> None:
         self.study, self.benchmarks, self.out, self.scored = study, benchmarks, study.out, study.scored
+        # The Megatron back end reads a run as it is.
+        self.exported = () if study.evaluation.backend == "megatron" else study.scored
         self.packed = self._packed()
         self.corpora = ("corpora",) if study.corpora else ()
         self.shards = [f"shard-{number:05d}-of-{study.shards:05d}" for number in range(study.shards)]
@@ -207,10 +225,10 @@ class _Planner:
         # Folders of results are named after stages, so a path in a config says which stage makes it.
         self.names = {*self.corpora, *study.corpus, *study.runs, *study.averages, *self.packed}
         self.names |= {"synthesis"} if study.synthesis else set()
-        self.names |= {f"{name}/hf" for name in self.scored if name not in study.models} | {*study.mixtures}
+        self.names |= {f"{name}/hf" for name in self.exported if name not in study.models} | {*study.mixtures}
         self.items = tuple(sorted(benchmarks.glob("*/*.jsonl"))) if benchmarks else ()
 
-    def stages(self, processes: int, data: Path | None) -> Iterator[Stage]:
+    def stages(self, data: Path | None) -> Iterator[Stage]:
         out, study = self.out, self.study
         if study.corpora:
             own = ("--data", data) if data else ()
@@ -236,7 +254,7 @@ class _Planner:
         for name, run in study.runs.items():
             # The module itself: the verb would only start first and then replace its process by it.
             module = (sys.executable, "-m", "megatron_mathcpt.train")
-            yield self.checked(self.configured(name, "run", run, module, "--processes", str(processes)))
+            yield self.checked(self.configured(name, "run", run, module))
             yield from self.scores(name)
         for name, row in study.averages.items():
             last = ("--last", row.last) if row.last else ()
@@ -248,10 +266,12 @@ class _Planner:
 
     def scores(self, name: str) -> Iterator[Stage]:
         folder = self.out / name / "hf"
-        if name in self.scored:
+        if name in self.exported:
             command = _verb("convert", "to-hf", self.out / name, "--out", folder)
             yield Stage(f"{name}/hf", "hf", folder, command, (name,))
             yield self.evaluate(name, folder, f"{name}/hf")
+        elif name in self.scored:
+            yield self.evaluate(name, self.out / name, name)
 
     def checked(self, stage: Stage) -> Stage:
         """`stage`; the check of a search with the config that this writes, its own being for planning."""

@@ -89,3 +89,33 @@ def test_second_runner_is_refused_and_a_killed_one_leaves_nothing_running(tmp_pa
     assert states([stage(tmp_path, "a")], tmp_path) == ["ran"]
     # The orphan held the pipe's other end; it is gone when the pipe is closed.
     assert runner.stdout.read() == ""
+
+
+MEET = """
+import pathlib, sys, time
+from megatron_mathcpt.formats.manifest import write_manifest
+folder, other = map(pathlib.Path, sys.argv[1:])
+folder.mkdir()
+end = time.monotonic() + 60
+while not other.exists():
+    if time.monotonic() > end: sys.exit(3)
+    time.sleep(0.01)
+print("met", other.name)
+write_manifest(folder, "demo", counts={}, inputs={}, config={})
+"""
+
+
+def test_stages_run_at_a_time_if_there_is_room_and_name_their_lines(
+    out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def meeting(name: str, other: str) -> Stage:
+        command = (sys.executable, "-c", MEET, str(out / name), str(out / other))
+        return Stage(name, "demo", out / name, command)
+
+    wide = replace(stage(out, "c"), processes=2)
+    assert [
+        outcome.state for outcome in run_stages([meeting("a", "b"), meeting("b", "a"), wide], out, 2)
+    ] == ["ran"] * 3
+    lines = capfd.readouterr().err.splitlines()
+    assert "a: met b" in lines
+    assert "b: met a" in lines

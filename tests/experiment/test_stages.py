@@ -74,6 +74,26 @@ def stages(
     return {stage.name: stage for stage in built}
 
 
+def test_two_stages_at_once_share_the_processes_if_their_layout_lets_them() -> None:
+    quickstart = load_study(CONFIGS / "tiny" / "quickstart.yaml")
+    assert quickstart.at_once == 2
+    found = {stage.name: stage for stage in build_stages(quickstart, 2, at_once=2)}
+    shared = {name for name, stage in found.items() if stage.processes == 1}
+    scored = {f"{run}/{part}" for run in ("base", "base1", "base2") for part in ("hf", "evaluation")}
+    assert shared == {"base1", "base2"} | scored
+    assert found["base"].command[-2:] == ("--processes", "2")
+    assert found["base2"].command[-2:] == ("--processes", "1")
+    assert {stage.processes for stage in build_stages(quickstart, 2)} == {2}
+
+
+def test_the_megatron_back_end_scores_runs_without_an_export(tmp_path: Path) -> None:
+    found = stages(tmp_path, "evaluation.backend", "megatron")
+    assert not any(stage.kind == "hf" for stage in found.values())
+    scored = found["child/evaluation"]
+    assert scored.command[4:6] == ("--model", str(tmp_path / "out" / "child"))
+    assert scored.needs == ("corpora", "child")
+
+
 def test_paths_in_the_configs_say_what_each_stage_needs_and_move_with_the_results(tmp_path: Path) -> None:
     found = stages(tmp_path, benchmarks=tmp_path / "sets")
     assert {name: stage.needs for name, stage in found.items()} == {
