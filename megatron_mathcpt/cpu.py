@@ -48,9 +48,8 @@ def use_cpu() -> None:
     # It warns of each missing GPU library and falls back to torch, as intended.
     warnings.filterwarnings("ignore", category=Warning, module=r"megatron\.core")
     # It calls collectives by old names, and saves in types that newer torch deprecates.
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"torch\.distributed\.(c10d_logger|checkpoint)"
-    )
+    callers = r"torch\.distributed\.(c10d_logger|checkpoint)"
+    warnings.filterwarnings("ignore", category=FutureWarning, module=callers)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _patch_torch()
     _patch_megatron()

@@ -74,18 +74,16 @@ def on_gpu() -> bool:
     needed = max(number + 1, int(here) if here.isdecimal() else 0)
     process = f"{socket.gethostname()}: rank {os.environ.get('RANK', '0')}"
     if expected == "cuda" and not seen:
-        raise DeviceError(
-            f"{process}: a GPU is expected ({VARIABLE}=cuda), but torch {torch.__version__}, built for CUDA "
-            f"{torch.version.cuda}, sees none: {_cuda_error()} ({needed} needed here; CUDA 13 needs an "
-            f"NVIDIA driver of R580 or newer, CUDA 12 of R525; set {VARIABLE}=cpu to use the CPU)"
-        )
+        found = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees none: {_cuda_error()}"
+        drivers = "CUDA 13 needs an NVIDIA driver of R580 or newer, CUDA 12 of R525"
+        remedy = f"{needed} needed here; {drivers}; set {VARIABLE}=cpu to use the CPU"
+        raise DeviceError(f"{process}: a GPU is expected ({VARIABLE}=cuda), but {found} ({remedy})")
     # All processes of the node end, also those that have a GPU: they would wait for the others.
     if 0 < seen < needed:
         lacking = f"none for local rank {number}, " if number >= seen else ""
-        raise DeviceError(
-            f"{process}: torch sees {seen} GPUs, {lacking}{needed} needed here; start one process per GPU, "
-            f"and let each see all GPUs of its node (set {VARIABLE}=cpu to use the CPU)"
-        )
+        found = f"torch sees {seen} GPUs, {lacking}{needed} needed here"
+        remedy = f"and let each see all GPUs of its node (set {VARIABLE}=cpu to use the CPU)"
+        raise DeviceError(f"{process}: {found}; start one process per GPU, {remedy}")
     return seen > 0
 
 

@@ -6,8 +6,7 @@ rendered as one CPT document, or as prompt and response for SFT and evaluation. 
 is a list of messages, each with role and content.
 
 The study divides problems by their number of reasoning steps, but neither how they are counted nor where its
-levels begin is known: `count_steps` and `DIFFICULTIES` are ours, for training data, seeds, benchmarks and the
-report alike.
+levels begin is known: `count_steps` and `DIFFICULTIES` are ours, the same wherever problems are divided.
 """
 
 import hashlib
@@ -53,14 +52,9 @@ def count_steps(solution: str) -> int:
     It is not used for a record with `steps` of its own (`problem_steps`): a label of its source, as CMATH and
     the generator have, or, of a synthesized record, the steps of its seed's problem.
     """
-    blocks = [
-        found[2]
-        for found in _PATTERNS["fence"].finditer(solution)
-        if found[1].lower() in ("", "py", "python")
-    ]
-    prose = _PATTERNS["drawing"].sub(
-        " ", _PATTERNS["fence"].sub("\n", solution) if "```" in solution else solution
-    )
+    fences = [*_PATTERNS["fence"].finditer(solution)] if "```" in solution else []
+    blocks = [fence[2] for fence in fences if fence[1].lower() in ("", "py", "python")]
+    prose = _PATTERNS["drawing"].sub(" ", _PATTERNS["fence"].sub("\n", solution) if fences else solution)
     if not blocks and _PATTERNS["program"].search(prose):
         blocks, prose = [prose], ""
     statements = 0

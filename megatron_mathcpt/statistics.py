@@ -1,21 +1,26 @@
-"""Uncertainty of benchmark scores: intervals, exact paired tests, families of tests, k draws per item.
+"""Uncertainty of scores: intervals, exact paired tests, families of tests, k draws per item; distributions.
 
-All is closed-form except the paired bootstrap, whose seed is fixed: the package needs no scipy, with which
-the tests compare.
+All is closed-form but the paired bootstrap, of a fixed seed: no scipy is needed, with which tests compare.
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import NormalDist, correlation
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 RESAMPLES = 10_000
 _DRAWN = 1 << 17  # indices of a block of resamples, which fit the cache
 _EXACT = 50  # pairs, as scipy: beyond, Wilcoxon's statistic is normal
 _Values = Sequence[float]
+_Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class PairedMeans:
     wilcoxon: float  # p-value
     rank_difference: float
     detectable: float  # smallest true difference found with a power of 0.8 at 5 %
+
+
+def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> _Summary:
+    """`total`, `mean`, `quantiles` by name, and `bars`: how many numbers are in each `slot`."""
+    # Memory depends only on how many different numbers there are. A quantile is the smallest value that at
+    # least its share of the numbers do not exceed.
+    found, heights = sorted(Counter(numbers).items()), Counter[int]()
+    for value, count in found:
+        heights[slot(value)] += count
+    ends = [0, *accumulate(count for _, count in found)]
+    needed = {name: max(1, math.ceil(share * ends[-1] - 1e-9)) for name, share in _QUANTILES.items()}
+    return {
+        "total": ends[-1],
+        "mean": sum(value * count for value, count in found) / max(1, ends[-1]),
+        "quantiles": {name: found[bisect_left(ends, n) - 1][0] for name, n in needed.items() if found},
+        "bars": [(label(n), heights[n]) for n in range(min(heights), max(heights) + 1)] if found else [],
+    }
 
 
 def accuracy_standard_error(correct: int, items: int) -> float:
@@ -124,9 +146,8 @@ def compare_means(pairs: Sequence[tuple[_Values, _Values]], tests: int = 0) -> l
     resamples = max(RESAMPLES, 100 * (tests or len(pairs)))
     for index, (first, second) in enumerate(pairs):
         if len(first) != len(second) or not first:
-            raise ValueError(
-                f"paired values of {len(first)} and {len(second)} items: give equally many, >= 1"
-            )
+            sizes = f"{len(first)} and {len(second)} items"
+            raise ValueError(f"paired values of {sizes}: give equally many, >= 1")
         by_size.setdefault(len(first), []).append(index)
     found: dict[int, PairedMeans] = {}
     for indices in by_size.values():

@@ -192,3 +192,10 @@ def test_the_bootstrap_is_fast(items: int, seconds: float) -> None:
         compare_means([pair])
         taken.append(time.process_time() - start)
     assert min(taken) < seconds
+
+
+def test_distributions_by_hand() -> None:
+    found = statistics.describe([3, 8, 3, 0, 8, 21, 20], int.bit_length, str)
+    assert (found["total"], found["mean"]) == (7, 9)
+    assert [*found["quantiles"].values()] == [0, 0, 3, 8, 20, 21, 21]
+    assert found["bars"] == [("0", 1), ("1", 0), ("2", 2), ("3", 0), ("4", 2), ("5", 2)]

@@ -102,19 +102,16 @@ def number_in(phrase: str) -> str:
         return phrase
     first = _EXPRESSION.match(phrase)  # 72 clips in 2 months; but not 5 apples and 3 pears
     if first and (value := _value(first)):
-        more = re.match(
-            r"[^\d,;，；。]*(?:[,;，；]|\b(?:and|or|plus)\b|[和或与])[^\d]*\d", phrase[first.end() :]
-        )
-        return phrase if more else value
+        more = r"[^\d,;，；。]*(?:[,;，；]|\b(?:and|or|plus)\b|[和或与])[^\d]*\d"
+        return phrase if re.match(more, phrase[first.end() :]) else value
     return last_expression(phrase) or phrase
 
 
 def is_loop(text: str) -> bool:
     """Whether it ends in a loop of the same words with a number, which a degenerate model does not leave."""
     units = (text[-size:] for size in range(2, min(80, 1 + len(text) // 4)))
-    return any(
-        text.endswith(unit * 4) and re.search(r"\d", unit) and re.search(r"[\s,，、]", unit) for unit in units
-    )
+    looped = (unit for unit in units if text.endswith(unit * 4))
+    return any(re.search(r"\d", unit) and re.search(r"[\s,，、]", unit) for unit in looped)
 
 
 def last_expression(text: str) -> str:

@@ -17,14 +17,8 @@ from typing import Literal, NamedTuple
 
 import regex as re
 
-from megatron_mathcpt.answers.bare_expression import (
-    DENIED,
-    LONGEST,
-    REASON,
-    is_loop,
-    last_expression,
-    number_in,
-)
+from megatron_mathcpt.answers import bare_expression
+from megatron_mathcpt.answers.bare_expression import DENIED, LONGEST, REASON
 from megatron_mathcpt.answers.choices import chosen_letters
 
 Method = Literal["box", "phrase", "choice", "last_number", "none"]
@@ -104,8 +98,7 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     text = _NOTED.sub("", _NEXT_QUESTION.split(answer, maxsplit=1)[0]).rstrip()
     box, end = _last_boxes(text, kind)
     if box:
-        # A box is outweighed by a sentence of our own format on a line of its own, and by the answer after
-        # a word of correction.
+        # A sentence of our own format on a line of its own, and the answer after a correction, outweigh it.
         final = re.search(r"\n(?:The answer is|答案是)\s*([^\n]*[\d\\][^\n]*|[A-H]+\W*)$", text[end:])
         if final:
             return Extraction(_sentence(final[1]), "phrase")
@@ -119,9 +112,9 @@ def extract_answer(output: str, language: str = "en", kind: str = "auto") -> Ext
     if kind == "number":  # "The answer is correct" has none
         phrases = [phrase for phrase in phrases if re.search(r"\d", phrase)] or phrases
     if phrases:
-        return Extraction(number_in(phrases[0]) if kind == "number" else phrases[0], "phrase")
+        return Extraction(bare_expression.number_in(phrases[0]) if kind == "number" else phrases[0], "phrase")
     unclosed = re.fullmatch(r"\\boxed\{(?!\})[^\n]*", text[max(0, text.rfind("\\boxed{")) :])
-    number = "" if unclosed else last_expression(text)
+    number = "" if unclosed else bare_expression.last_expression(text)
     return Extraction(number, "last_number" if number else "none")
 
 
@@ -160,7 +153,7 @@ def _phrases(text: str, language: str) -> list[str]:
     for pattern in (_PHRASE[language], _PHRASE["zh" if language == "en" else "en"]):
         matches = list(pattern.finditer(text))[-_MOST:]
         found = [(each, _sentence(text[each.end() : each.end() + LONGEST])) for each in matches]
-        found = [(each, sentence) for each, sentence in found if sentence and not is_loop(sentence)]
+        found = [pair for pair in found if pair[1] and not bare_expression.is_loop(pair[1])]
         chosen = len(found) - 1
         while chosen > 0 and _IDLING.fullmatch(text, found[chosen - 1][0].end(), found[chosen][0].start()):
             chosen -= 1

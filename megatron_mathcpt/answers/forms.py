@@ -152,7 +152,5 @@ def _number(determinant: re.Match[str]) -> str:
     if len(rows) == 2:
         return f"({rows[0][0]}{rows[1][1]}-{rows[0][1]}{rows[1][0]})"
     ways = ((0, 1, 2), (1, 2, 0), (2, 0, 1)), ((0, 2, 1), (1, 0, 2), (2, 1, 0))
-    plus, minus = (
-        "".join("+" + "".join(rows[i][j] for i, j in enumerate(way)) for way in each) for each in ways
-    )
-    return f"({plus[1:]}-({minus[1:]}))"
+    plus, minus = ("+".join("".join(rows[i][j] for i, j in enumerate(way)) for way in each) for each in ways)
+    return f"({plus}-({minus}))"

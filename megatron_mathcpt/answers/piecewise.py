@@ -52,10 +52,8 @@ def same_cases(gold: str, prediction: str) -> bool | None:
 
 def _same_branches(first: list[Branch], second: list[Branch]) -> bool:
     def spelled(branches: list[Branch]) -> dict[str, str]:
-        return {
-            re.sub(r"\s|\b(?:is|if|when|for)\b|an? |是|为", "", cond): re.sub(r"\s", "", value)
-            for value, cond in branches
-        }
+        words = r"\s|\b(?:is|if|when|for)\b|an? |是|为"
+        return {re.sub(words, "", cond): re.sub(r"\s", "", value) for value, cond in branches}
 
     one, two = spelled(first), spelled(second)
     if one.keys() != two.keys():

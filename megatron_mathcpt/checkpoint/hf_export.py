@@ -22,10 +22,10 @@ from megatron_mathcpt.config.shape import DecoderShape
 from megatron_mathcpt.config.weight_map import FINAL_NORM, hf_sizes, tensor_keys
 from megatron_mathcpt.formats.files import BackgroundFsync, write_atomically
 from megatron_mathcpt.formats.manifest import OutputFile, sync_and_describe
+from megatron_mathcpt.formats.weight_files import INDEX, WEIGHTS
 from megatron_mathcpt.model import weights as tensors
 
 MAX_FILE_BYTES = 5 * 10**9  # of tensors in a file, as huggingface_hub's MAX_SHARD_SIZE
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -56,7 +56,7 @@ def write_hf_folder(
 ) -> dict[str, OutputFile]:
     """Write weights and settings; return sizes and checksums of the weights' files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (*folder.glob("model*.safetensors"), folder / _INDEX):  # of a killed export, or a link
+    for leftover in (*folder.glob("model*.safetensors"), folder / INDEX):  # of a killed export, or a link
         leftover.unlink(missing_ok=True)
     main = source.read(FINAL_NORM, None).dtype
     files = _plan_files(shape, options.dtype_of or (lambda _: main))
@@ -65,8 +65,8 @@ def write_hf_folder(
         of = {tensor.name: name for name, content in files.items() for tensor in content}
         total = sum(tensor.bytes for content in files.values() for tensor in content)
         index = {"metadata": {"total_size": total}, "weight_map": of}
-        write_atomically(folder / _INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-        outputs |= sync_and_describe(folder, [_INDEX])
+        write_atomically(folder / INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+        outputs |= sync_and_describe(folder, [INDEX])
     ends = eos_id if isinstance(eos_id, Sequence) else () if eos_id is None else (eos_id,)
     dtype = str(main).removeprefix("torch.") if options.trained or options.base is None else None
     write_settings(folder, options.base, shape, dtype=dtype, bos_id=bos_id, eos_id=ends)
@@ -86,7 +86,7 @@ def _plan_files(shape: DecoderShape, dtype_of: Callable[[str], torch.dtype]) -> 
     for content in files:  # as safetensors writes a file: so an export can have the very bytes of its base
         content.sort(key=lambda one: (-one.dtype.itemsize, one.dtype == torch.float16, one.name))
     if len(files) == 1:
-        return {_WEIGHTS: files[0]}
+        return {WEIGHTS: files[0]}
     return {f"model-{n:05d}-of-{len(files):05d}.safetensors": one for n, one in enumerate(files, 1)}
 
 

@@ -157,8 +157,7 @@ def compare_logits(
     if not theirs.isfinite().all():
         raise CheckpointError(f"{folder}: transformers' logits are not finite; its weights are damaged")
     if not difference <= _LOGIT_TOLERANCE:
-        # Rounding alone may do that where activations are large, as Qwen2.5's: then both are as far from what
-        # transformers computes in fp64.
+        # Rounding may do that where activations are large, as Qwen2.5's: then both are as far from fp64.
         exact = reference.double()(tokens).logits
         error, own = (float((logits - exact).abs().max()) for logits in (theirs, ours))
         if not own <= _MORE_ERROR * error:

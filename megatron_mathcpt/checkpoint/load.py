@@ -151,11 +151,10 @@ def _check_stored(path: Path, stored: Mapping[str, object], optimizer: Optimizer
             continue
         found = stored.get(part.key)
         if not isinstance(found, TensorStorageMetadata):
-            raise CheckpointError(
-                f"{path}: no '{part.key}' in this checkpoint; it has weights only, or the optimizer's "
-                "state in Megatron-Core's dp_reshardable form, which fits only the layout that wrote it: "
-                "load the weights only, or save it as fully_reshardable"
-            )
+            form = "in Megatron-Core's dp_reshardable form, which fits only the layout that wrote it"
+            has = f"it has weights only, or the optimizer's state {form}"
+            remedy = "load the weights only, or save it as fully_reshardable"
+            raise CheckpointError(f"{path}: no '{part.key}' in this checkpoint; {has}: {remedy}")
         if found.properties.dtype != part.dtype:  # torch would convert it silently
             problem = f"'{part.key}' is {found.properties.dtype}, this optimizer has it in {part.dtype}"
             remedy = "use the precision of the run that saved it, or load the weights only"

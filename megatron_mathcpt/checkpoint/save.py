@@ -7,8 +7,7 @@ checksums and its own, each fsynced; (3) it renames the folder, fsyncs the paren
 which the next save removes.
 
 Only collecting the state involves other ranks; copying and writing it run in any thread. Megatron-Core's own
-async save forks its writers from a process full of threads, which can hang forever (Megatron-LM, issue 2422),
-and 0.19 deprecates it.
+async save, deprecated in 0.19, forks a process full of threads, which can hang (Megatron-LM, issue 2422).
 """
 
 import shutil

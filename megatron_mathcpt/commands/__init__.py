@@ -4,6 +4,5 @@
 `corpus_verbs` go from raw text to a corpus: download, corpora, build, tokenize, synthesize, pack-sft,
 inspect. `run_verbs` go from a config to weights: plan, convert and train, and for a run or a study show,
 dry-run, run and submit. `score_verbs` go from weights to a comparison: evaluate, contamination, compare,
-report, status, trace. A verb imports the package only when it is called, because torch alone takes seconds
-and `--help` must not wait for it.
+report, status, trace. A verb imports the package only when it is called: `--help` must not wait for torch.
 """

@@ -57,17 +57,12 @@ def download(
         raise DataError("--sets and --table: only for `download benchmarks`")
     asked = find_source(source, files, revision)
     note, new = fetch(asked, out, echo)
-    adapter = (
-        f", adapter {asked.adapter or source}"
-        if source in public_sources()
-        else "; its columns go under `fields`"
-    )
+    known = source in public_sources()
+    adapter = f", adapter {asked.adapter or source}" if known else "; its columns go under `fields`"
     total = sum(file.bytes for file in note.files.values()) / 1e9
     done = f"{len(new)} files downloaded" if new else "complete, verified"
-    echo(
-        f"{out}: {done}; {len(note.files)} files, {total:.2f} GB, revision {note.revision}; "
-        f"in a corpus: path {out / asked.pattern}{adapter}"
-    )
+    size = f"{len(note.files)} files, {total:.2f} GB, revision {note.revision}"
+    echo(f"{out}: {done}; {size}; in a corpus: path {out / asked.pattern}{adapter}")
 
 
 def _list_sources(source: str | None, table: Path | None) -> None:
@@ -211,9 +206,8 @@ def synthesize(
     title = "rehearsal with a stub server, no data to train on" if scripted else "synthesis"
     title += f", stopped at {summary['stopped']}" if summary["stopped"] else ""
     print_table(("method", "what", "number"), stage.summary_rows(summary["methods"]), title, bare=True)
-    _show_quality(
-        summary, "yield" if settings.tokenizer else "yield, tokens estimated as no tokenizer is given"
-    )
+    estimated = "" if settings.tokenizer else ", tokens estimated as no tokenizer is given"
+    _show_quality(summary, f"yield{estimated}")
     stage.check_answered(summary["methods"])
     echo(f"Plots, reasons and samples: mathcpt report {shlex.quote(str(out))}")
 

@@ -61,9 +61,8 @@ class Tokenizing:
         if self.out is not None and len(keys) > 1:
             raise ConfigError("--out: is for one key; give --output-prefix, for PREFIX_KEY_document")
         if self.tokenizer_type != "HuggingFaceTokenizer":
-            raise ConfigError(
-                f"--tokenizer-type {self.tokenizer_type}: is not read; give HuggingFaceTokenizer"
-            )
+            remedy = "give HuggingFaceTokenizer"
+            raise ConfigError(f"--tokenizer-type {self.tokenizer_type}: is not read; {remedy}")
         if self.out is None:
             return files, {key: Path(f"{self.output_prefix}_{key}_document") for key in keys}
         if self.out.name in ("", ".."):
@@ -125,8 +124,5 @@ def adopt(
     print_table(("dataset", "documents", "tokens", "begun", "ended"), rows, str(out))
     for line in (*found.samples, *(f"note: {note}" for note in found.notes)):
         echo(line)
-    echo(
-        f"\n{found.sections}"
-        if blend_file
-        else f"{out}: complete; {stage.SECTIONS} has the sections of a run"
-    )
+    complete = f"{out}: complete; {stage.SECTIONS} has the sections of a run"
+    echo(f"\n{found.sections}" if blend_file else complete)

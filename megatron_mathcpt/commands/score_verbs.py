@@ -109,9 +109,8 @@ def _show_scores(results: dict[str, Any]) -> None:
         value, error = found.get("value", found.get("accuracy", 0)), found["stderr"]
         # Of draws and of the mean the normal one, but that has no width where no answer or each is right.
         normal = "n" not in found and error > 0
-        ends = (
-            (value - 1.96 * error, value + 1.96 * error) if normal else wilson_interval(round(value * n), n)
-        )
+        symmetric = value - 1.96 * error, value + 1.96 * error
+        ends = symmetric if normal else wilson_interval(round(value * n), n)
         low, high = (100 * min(1, max(0, end)) for end in ends)
         return name, 100 * value, Cell((low, high), f"{low:.1f} to {high:.1f}"), *more
 

@@ -66,9 +66,8 @@ def quickstart(
     assert study is not None
     run_study(study, asked, processes)
     if model:
-        losses = [
-            row.validation["own"] for row in read_metrics(study.out / "own" / METRICS) if row.validation
-        ]
+        rows = read_metrics(study.out / "own" / METRICS)
+        losses = [row.validation["own"] for row in rows if row.validation]
         echo(f"Loss on held-out own data, in nats a token: {losses[0]:.4f} before, {losses[-1]:.4f} after.")
         echo(f"Model: {study.out / 'own' / 'hf'}, a Hugging Face folder")
         echo(f"Configs: {config}, study_corpus.yaml, study_run.yaml. To try another setting, add to `runs`:")

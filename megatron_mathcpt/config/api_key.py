@@ -3,8 +3,7 @@
 A reply with the key in it is not accepted, its text is not stored; in a message a quoted text is withheld.
 Recognised are the key itself, in any case or width, split by anything but ASCII letters and digits; the same
 escaped as in JSON, Python, HTML or a URL, several times over; and the key in base64 or hexadecimal. A key of
-fewer than 8 letters and digits, such as the `EMPTY` of a local server, is a placeholder, found as it is and
-in messages only.
+fewer than 8 letters and digits, such as the `EMPTY` of a local server, is found as it is, in messages only.
 """
 
 import base64

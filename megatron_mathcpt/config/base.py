@@ -98,9 +98,8 @@ def _commented(tree: Tree, marks: Mapping[str, str], prefix: str = "") -> Commen
 def read_tree(path: Path) -> Tree:
     """The sections of a YAML file, unchecked; raises `ConfigError` for a file that is not a mapping."""
     try:
-        tree = _parse(
-            read_small(path, "give the path of a YAML file", MAX_BYTES).decode("utf-8-sig"), str(path)
-        )
+        data = read_small(path, "give the path of a YAML file", MAX_BYTES)
+        tree = _parse(data.decode("utf-8-sig"), str(path))
     except DataError as error:
         raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:

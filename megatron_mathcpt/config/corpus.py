@@ -119,9 +119,8 @@ class PublicSource(Section):
 
 @cache
 def public_sources() -> dict[str, PublicSource]:
-    return load_config(
-        Path(__file__).with_name("public_sources.yaml"), RootModel[dict[str, PublicSource]]
-    ).root
+    path = Path(__file__).with_name("public_sources.yaml")
+    return load_config(path, RootModel[dict[str, PublicSource]]).root
 
 
 class Budget(Section):

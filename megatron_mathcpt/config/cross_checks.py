@@ -20,11 +20,6 @@ class Division(NamedTuple):
     divisor: int
     what: str
 
-    @property
-    def short(self) -> str:
-        """The violated rule without its numbers, by which a search counts rejected layouts."""
-        return f"{self.field} is not divisible by {self.what}"
-
 
 Conflicts = dict[str, bool]  # each message, and whether the config has that conflict
 _TENSOR_SIZE = "parallel.tensor_model_parallel_size"
@@ -76,11 +71,9 @@ def check_passes(config: ExperimentConfig, available: Mapping[str, float]) -> No
             raise ConfigError(f"{asked}, more than {cap:g}; lower train.train_epochs, or raise the cap")
         if (passes := taken / tokens) > cap:
             field = f"data.max_epochs{f'.{pool}' if isinstance(data.max_epochs, dict) else ''}"
-            found = f"{taken:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the"
+            found = f"{taken:,.0f} tokens of pool '{pool}' are {passes:.2f} passes over the {tokens:,.0f}"
             remedy = "give the pool more text or a smaller share, lower train.train_tokens, or raise the cap"
-            raise ConfigError(
-                f"{field}: {found} {tokens:,.0f} that it has for training, more than {cap:g}; {remedy}"
-            )
+            raise ConfigError(f"{field}: {found} that it has for training, more than {cap:g}; {remedy}")
 
 
 def check_continued(
@@ -95,10 +88,9 @@ def check_continued(
         before, limit = seen.get(pool, 0), available.get(pool, math.inf) * min(1, config.data.epoch_cap(pool))
         if before and before + taken > limit:
             found = f"{taken:,.0f} tokens of pool '{pool}' after {before:,.0f} are more than {limit:,.0f}"
+            found += ", one pass or what data.max_epochs allows"
             remedy = "lower train.train_tokens or the share, or leave it out to begin the pool again"
-            raise ConfigError(
-                f"init.continue_data: {found}, one pass or what data.max_epochs allows; {remedy}"
-            )
+            raise ConfigError(f"init.continue_data: {found}; {remedy}")
 
 
 def _parallel_conflicts(config: ExperimentConfig) -> Conflicts:
@@ -171,21 +163,20 @@ def _checkpoint_conflicts(config: ExperimentConfig) -> Conflicts:
     checkpoint, sets = config.checkpoint, config.validation.sets
     saves, validates = checkpoint.interval, config.validation.interval
     chooses, best, every = checkpoint.choose != "newest", checkpoint.keep_best, checkpoint.keep_every
-    kept = every is not None or best is not None or chooses
+    has_best = best is not None
+    kept = every is not None or has_best or chooses
     best_is_known = best in sets and validates is not None and saves % validates == 0
     return {
         # A checkpoint is chosen by the loss at its own step, so each save needs a validation at that step.
         "checkpoint.choose: lowest_validation_loss needs validation.interval = checkpoint.interval": (
             chooses and validates != saves
         ),
-        "checkpoint.keep_best: choose lowest_validation_loss keeps its own best": (
-            chooses and best is not None
-        ),
+        "checkpoint.keep_best: choose lowest_validation_loss keeps its own best": chooses and has_best,
         "checkpoint.keep_every: not a multiple of checkpoint.interval": bool(every and every % saves),
         "checkpoint.keep_optimizer: applies only to checkpoints kept in addition to the newest; set "
         "keep_every, keep_best or choose": checkpoint.keep_optimizer and not kept,
         "checkpoint.keep_best: needs one of validation.sets, and validation.interval that divides "
-        "checkpoint.interval": best is not None and not best_is_known,
+        "checkpoint.interval": has_best and not best_is_known,
         "validation.sets: empty, but validation.interval is set": validates is not None and not sets,
     }
 
@@ -249,10 +240,8 @@ def _stage_divisions(parallel: ParallelSection, num_layers: int) -> list[Divisio
     given = [layers for layers in parallel.ends if layers is not None]
     left, middle = num_layers - sum(given), stages - len(given)
     if left < 0 or bool(left) != bool(middle):
-        raise ConfigError(
-            f"parallel.num_layers_in_*_pipeline_stage: leave {left} of {num_layers} layers for the other "
-            f"{middle} stages"
-        )
+        rest = f"leave {left} of {num_layers} layers for the other {middle} stages"
+        raise ConfigError(f"parallel.num_layers_in_*_pipeline_stage: {rest}")
     name, what = "parallel.num_layers_in_{}_pipeline_stage", "middle stages x virtual size"
     ends = [(name.format(end), n) for end, n in zip(("first", "last"), parallel.ends, strict=True) if n]
     rules = [Division(field, layers, virtual, "virtual pipeline size") for field, layers in ends]

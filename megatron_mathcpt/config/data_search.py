@@ -42,9 +42,8 @@ class Microanneal(Section):
             raise ValueError(f"sources.{wrong[0]}: is part of the rest; give pools that are not in it")
         own = ("data.blend", "train", "phases")  # tokens are equal
         if any(field.startswith(own) for more in self.sources.values() for field in more):
-            raise ValueError(
-                "sources: blend and tokens are those of all; leave data.blend, train, phases out"
-            )
+            remedy = "leave data.blend, train, phases out"
+            raise ValueError(f"sources: blend and tokens are those of all; {remedy}")
 
     def rows(self, name: str) -> dict[str, Tree]:
         """What each run sets, by its name; `name` is that of the section."""

@@ -397,9 +397,8 @@ class ExperimentConfig(Section):
         if self.phases and self.data.sft is not None:
             raise ValueError("phases: packed samples have none; leave them out, or data.sft")
         if self.phases and begins[-1] >= (self.train.train_tokens or 0):
-            raise ValueError(
-                f"phases: begin at {begins[-1]:,} tokens, and train.train_tokens is not above it"
-            )
+            last = f"{begins[-1]:,} tokens"
+            raise ValueError(f"phases: begin at {last}, and train.train_tokens is not above it")
         caps = self.data.max_epochs if isinstance(self.data.max_epochs, dict) else {}
         for pool in caps.keys() - {*self.pools, self.data.sft and self.data.sft.name}:
             raise ValueError(f"data.max_epochs.{pool} names no pool of the blend")

@@ -1,7 +1,6 @@
 """The `config.json` of a Hugging Face folder: read as a shape, and written from one.
 
-What a file leaves out has transformers' default for its family. Whatever it says that our model would not do
-is refused by the name of the field.
+A missing field has its family's default in transformers; what our model would not do is refused by name.
 """
 
 import json
@@ -193,9 +192,8 @@ def _rope_parameters(family: Family, fields: Fields, base: object) -> JsonObject
     # transformers does not give these layers a base from outside of the object.
     plain = {"rope_type": "default", "rope_theta": family.rotary_base} | (found.get(_WINDOWED) or {})
     if plain != {"rope_type": "default", "rope_theta": rope.get("rope_theta", base)}:
-        raise ConfigError(
-            f"rope_parameters.{_WINDOWED} is {plain!r:.200}; expected the base of {_FULL} alone"
-        )
+        expected = f"the base of {_FULL} alone"
+        raise ConfigError(f"rope_parameters.{_WINDOWED} is {plain!r:.200}; expected {expected}")
     return rope
 
 

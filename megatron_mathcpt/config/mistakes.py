@@ -90,9 +90,8 @@ class _Search:
         here: Settings
         here, place = self.tree, list[int | str]()
         for part in item["loc"]:
-            if part in (
-                here if isinstance(here, dict) else range(len(here) if isinstance(here, list) else 0)
-            ):
+            inside = here if isinstance(here, dict) else range(len(here) if isinstance(here, list) else 0)
+            if part in inside:
                 here = here[part]
                 place.append(part)
             if tuple(place) in self.tries:

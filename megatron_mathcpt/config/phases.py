@@ -65,17 +65,15 @@ def phases_of(config: ExperimentConfig) -> tuple[Phase, ...]:
             continue
         steps = -(-(end - token) // own.train.tokens_per_step)
         if steps < 1:
-            raise ConfigError(
-                f"phases: '{name}' has no step of its own; change its from_tokens or the next one's"
-            )
+            remedy = "change its from_tokens or the next one's"
+            raise ConfigError(f"phases: '{name}' has no step of its own; {remedy}")
         # A run of one phase keeps its budget as it is given, which the last step may exceed.
         budget = steps * own.train.tokens_per_step if config.phases else end
         phase = own.model_copy(update={"train": own.train.model_copy(update={"train_tokens": budget})})
         began = token if changes.schedule else began
         phases.append(Phase(name, phase, step, sample, token, (began, 0)))
-        step, sample, token = (
-            at(phases[-1].last_step) for at in (int, phases[-1].samples, phases[-1].tokens)
-        )
+        step = phases[-1].last_step
+        sample, token = phases[-1].samples(step), phases[-1].tokens(step)
     starts = sorted({*(phase.schedule_span[0] for phase in phases), token})
     ended = dict(pairwise(starts))
     spans = ((phase.schedule_span[0], ended[phase.schedule_span[0]]) for phase in phases)

@@ -39,9 +39,8 @@ class Sampling(Section):
 
     def check_together(self) -> None:
         if own := sorted(set(self.extra_body) & (set(Sampling.model_fields) | _OURS)):
-            raise ValueError(
-                f"extra_body: {own[0]} is set by this package; use the setting of this name, if any"
-            )
+            remedy = "use the setting of this name, if any"
+            raise ValueError(f"extra_body: {own[0]} is set by this package; {remedy}")
         try:
             orjson.dumps([self.chat_template_kwargs, self.extra_body])
         except orjson.JSONEncodeError as error:

@@ -20,10 +20,7 @@ _KINDS = {
         "factor original_max_position_embeddings",
         "beta_fast beta_slow attention_factor mscale mscale_all_dim truncate",
     ),
-    "longrope": (
-        "short_factor long_factor original_max_position_embeddings",
-        "factor attention_factor",
-    ),
+    "longrope": ("short_factor long_factor original_max_position_embeddings", "factor attention_factor"),
 }
 
 
@@ -115,15 +112,13 @@ class DecoderShape(Section):
         if self.num_attention_heads % self.query_groups:
             raise ValueError("num_attention_heads: is no multiple of num_query_groups; change one of them")
         if self.head_size % 2:
-            raise ValueError(
-                f"kv_channels: a head has {self.head_size} channels; rotary embedding needs pairs"
-            )
+            has = f"a head has {self.head_size} channels"
+            raise ValueError(f"kv_channels: {has}; rotary embedding needs pairs")
         scaling = self.rope_scaling
         for factors in (scaling.short_factor, scaling.long_factor) if scaling else ():
             if factors is not None and len(factors) != self.head_size // 2:
-                raise ValueError(
-                    f"rope_scaling: {len(factors)} factors for {self.head_size // 2} frequencies"
-                )
+                needed = f"{self.head_size // 2} frequencies"
+                raise ValueError(f"rope_scaling: {len(factors)} factors for {needed}")
         self._check_layers()
 
     def _check_layers(self) -> None:

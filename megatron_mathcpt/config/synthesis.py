@@ -73,9 +73,8 @@ class QueryExpansion(_Method):
             missing = next(name for name, there in zip(names, given, strict=True) if not there)
             raise ValueError(f"{missing}: missing; give all of {', '.join(names)}, or filter: check and none")
         if self.agreeing > self.solutions:
-            raise ValueError(
-                f"agreeing: {self.agreeing} is more than the {self.solutions} solutions asked for; lower it"
-            )
+            asked = f"the {self.solutions} solutions asked for"
+            raise ValueError(f"agreeing: {self.agreeing} is more than {asked}; lower it")
 
 
 class RetrospectiveEnhancement(Section):
@@ -266,8 +265,8 @@ class SynthesisConfig(Section):
 
     def _check_draws(self) -> None:
         """Refuse replies that would be paid for and not used, or be the same."""
-        for where in self.asked:
-            method, role = where.split(".")[:2]
+        for asked in self.asked:
+            method, role = asked.split(".")[:2]
             settings = self.chosen[method]
             field = "sampling" if role == "server" else f"{role}_sampling"
             sampling, draws = getattr(settings, field), settings.samples
@@ -279,13 +278,10 @@ class SynthesisConfig(Section):
             elif isinstance(settings, QueryExpansion) and role == "solver":
                 draws = settings.solutions
             used = {"student": getattr(settings, "attempts", 1), "solver": draws}.get(role, 1)
+            where = f"methods.{method}.{field}"
             if sampling.n > used:
-                raise ValueError(
-                    f"methods.{method}.{field}.n: only {used} of the {sampling.n} replies are used"
-                )
+                raise ValueError(f"{where}.n: only {used} of the {sampling.n} replies are used")
             greedy = sampling.temperature == 0 or sampling.top_k == 1
             if -(-draws // sampling.n) > 1 and (greedy or isinstance(sampling.seed, int)):
                 why = "with temperature 0, top_k 1 or one seed for all"
-                raise ValueError(
-                    f"methods.{method}.{field}: {draws} replies would be the same {why}; change it"
-                )
+                raise ValueError(f"{where}: {draws} replies would be the same {why}; change it")

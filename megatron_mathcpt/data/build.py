@@ -101,8 +101,7 @@ class StageTasks:
 def build_corpus(config: Corpus, out: Path, workers: int | None = None, *, ray: bool = False) -> Manifest:
     """Build the corpus of `config` in the folder `out`, on this machine or with Ray; returns its manifest.
 
-    Raises `ManifestError` if `out` is complete for other inputs or another config, `ConfigError` if it is not
-    ours or another process builds in it.
+    Raises `ManifestError` if `out` is complete for another build, `ConfigError` if it is not ours or in use.
     """
     with ended_by_signals():
         build = open_build(config, out)
@@ -177,8 +176,7 @@ def _lines_works(build: Build) -> list[ShardWork]:
 def submit_corpus(config: Corpus, out: Path, site: ClusterConfig, workers: int | None = None) -> int | None:
     """Submit the build to Slurm, or resume it; at most `workers` tasks of a stage run at once.
 
-    Returns the id of the last job, or None if the corpus is complete. Raises `ConfigError` while jobs of an
-    earlier submission are in the queue.
+    Returns the last job's id, or None if it is complete; `ConfigError` while earlier jobs are in the queue.
     """
     build = open_build(config, out)
     if _is_built(build):

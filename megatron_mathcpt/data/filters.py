@@ -1,12 +1,7 @@
 """Why a document is dropped: the first rule that it violates, by name, with what was measured.
 
-How to add a filter, that is, a drop reason:
-1. Add its threshold to `Filter` in config/corpus.py; with the default None finished corpora stay complete.
-2. Add a line to `TEXT_RULES` below: `above` or `below` with the reason, what is measured and the threshold.
-3. Set the threshold in a corpus config. Counts, `dropped/<pool>.jsonl`, the report and `inspect dropped`
-   pick up the reason by its name; tests/data/test_filters.py adds one in exactly these steps.
-
-Which problem records a source takes is decided before, by selection.py; `find_drops` judges texts.
+How to add a filter, that is, a drop reason, is in megatron_mathcpt/README.md. Which problem records a source
+takes is decided before, by selection.py; `find_drops` judges texts.
 """
 
 import re

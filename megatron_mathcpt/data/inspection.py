@@ -6,13 +6,11 @@ Nothing loads a corpus whole: places and indexes are memory-mapped, JSON lines s
 import json
 import re
 import sys
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
-from itertools import accumulate, chain, islice, product
-from math import ceil
+from itertools import chain, islice, product
 from pathlib import Path
 from unicodedata import normalize
 
@@ -26,8 +24,8 @@ from megatron_mathcpt.formats.files import list_files, parse_row
 from megatron_mathcpt.formats.indexed_dataset import read_document, read_lengths
 from megatron_mathcpt.formats.lost_escapes import visible
 from megatron_mathcpt.records import JsonObject, Problem, id_rank, problem_steps
+from megatron_mathcpt.statistics import describe
 
-QUANTILES = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1.0}
 _MOST_PROBLEMS = 20_000  # of a source, read to count their steps; evenly spaced if there are more
 _MOST_STEPS = 15  # a bar each; the last includes all above
 _PIPED_WIDTH = 140  # rich assumes 80 columns without a terminal
@@ -79,10 +77,9 @@ def trace(corpus: CorpusFolder, record: str) -> list[Kept | JsonObject]:
         found += [row for row in _scan_lost(corpus, "dropped", record) if row["id"] == record]
     if not found:
         names = ", ".join(dict.fromkeys(Path(shard.file).name for shard in corpus.shards[:8]))
-        raise ConfigError(
-            f"record '{record}': neither kept nor dropped in {corpus.root}; give the id of a record in its "
-            f"source, or FILE:LINE of a non-blank line in one of the {len(corpus.shards)} files ({names})"
-        )
+        remedy = "give the id of a record in its source, or FILE:LINE of a non-blank line"
+        where = f"in one of the {len(corpus.shards)} files ({names})"
+        raise ConfigError(f"record '{record}': neither kept nor dropped in {corpus.root}; {remedy} {where}")
     return found
 
 
@@ -116,23 +113,6 @@ def drop_counts(corpus: CorpusFolder, source: str | None = None) -> dict[str, Co
         name: +Counter({**row.dropped, "rejected": row.rejected})
         for name, row in corpus_counts(corpus.manifest).sources.items()
         if source in (None, name)
-    }
-
-
-def describe(numbers: Iterable[int], slot: Callable[[int], int], label: Callable[[int], str]) -> JsonObject:
-    """`total`, `mean`, `quantiles` by name, and `bars`: how many numbers are in each `slot`."""
-    # Memory depends only on how many different numbers there are. A quantile is the smallest value that at
-    # least its share of the numbers do not exceed.
-    found, heights = sorted(Counter(numbers).items()), Counter[int]()
-    for value, count in found:
-        heights[slot(value)] += count
-    ends = [0, *accumulate(count for _, count in found)]
-    needed = {name: max(1, ceil(share * ends[-1] - 1e-9)) for name, share in QUANTILES.items()}
-    return {
-        "total": ends[-1],
-        "mean": sum(value * count for value, count in found) / max(1, ends[-1]),
-        "quantiles": {name: found[bisect_left(ends, n) - 1][0] for name, n in needed.items() if found},
-        "bars": [(label(n), heights[n]) for n in range(min(heights), max(heights) + 1)] if found else [],
     }
 
 
@@ -234,14 +214,11 @@ class Screen:
                 dataset = corpus.dataset(one.pool, one.split)
                 first, ids = read_document(dataset, one.index)
                 way = {"id": one.row["id"], "source": one.shard.source, "raw": f"{one.shard.file}:{one.line}"}
-                way |= {
-                    "status": "kept",
-                    "document": f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}",
-                    "dataset": f"{dataset}, document {one.index}",
-                    "tokens": f"{first} up to, not including, {first + len(ids)}",
-                }
+                place = f"{corpus.root / 'documents' / one.pool}.jsonl, number {one.number}"
                 if isinstance(corpus, corpus_folder.AdoptedCorpus):
-                    way["document"] = f"{one.row['text'][:_SHOWN_CHARACTERS]!r}"
+                    place = f"{one.row['text'][:_SHOWN_CHARACTERS]!r}"
+                way |= {"status": "kept", "document": place, "dataset": f"{dataset}, document {one.index}"}
+                way["tokens"] = f"{first} up to, not including, {first + len(ids)}"
             else:
                 self._head(one["pool"])
                 way = {"id": one["id"]} if "id" in one else {}

@@ -9,8 +9,7 @@ in order of precedence; of a group of duplicates the first is kept.
 # = (1/14)^(1/8): 0.56 at J = 0.7, 0.92 at 0.8, 0.9996 at 0.9. The threshold, on all 112 values, is at the
 # same point and rejects less similar pairs that share a band by chance. Of 3,000 planted copies
 # (configs/LOG.md) 100 % are found at J >= 0.9, 98 % at 0.8 to 0.9, 71 % at 0.7 to 0.8. Shingles keep numbers
-# and operators: folding numbers, as web pipelines do, made datatrove drop 153 of 757 generated problems as
-# copies of each other.
+# and operators: folding numbers, as web pipelines do, made datatrove drop 153 of 757 generated problems.
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache

@@ -23,16 +23,11 @@ import numpy as np
 from megatron_mathcpt.data.sft_records import RecordRule, SftRecords
 from megatron_mathcpt.data.workers import ended_by_signals, run_in_processes
 from megatron_mathcpt.errors import ConfigError, DataError
+from megatron_mathcpt.formats import manifest as manifests
 from megatron_mathcpt.formats.corpus_folder import ADOPTED, KIND, PLACE, SFT_KIND, TRAIN, corpus_counts
 from megatron_mathcpt.formats.files import hash_json, parse_row, write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Ids, read_documents, read_part
-from megatron_mathcpt.formats.manifest import (
-    Manifest,
-    is_complete,
-    load_manifest,
-    verify_part,
-    write_manifest,
-)
+from megatron_mathcpt.formats.manifest import Manifest, load_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.formats.sft_folder import join_parts, open_part, write_part
 from megatron_mathcpt.log import get_logger, progress, reporting
@@ -99,7 +94,7 @@ def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int
     manifest = load_manifest(corpus, KIND)
     inputs = {"corpus": manifest.fingerprint()}
     config = {"pool": pool, **asdict(packing), "loss_roles": sorted({*packing.loss_roles})}
-    is_packed = partial(is_complete, out, SFT_KIND, inputs=inputs, config=config)
+    is_packed = partial(manifests.is_complete, out, SFT_KIND, inputs=inputs, config=config)
     if is_packed() and not (out / WORK).exists():
         return load_manifest(out, SFT_KIND)
     if ADOPTED in manifest.config:
@@ -107,14 +102,14 @@ def pack_pool(corpus: Path, pool: str, out: Path, packing: Packing, workers: int
     if pool not in (pools := corpus_counts(manifest).pools):
         raise ConfigError(f"pool '{pool}': not in {corpus}; there is {', '.join(pools)}")
     parts = (f"documents/{pool}.", f"datasets/{pool}/train.", "tokenizer/")
-    verify_part(corpus, manifest, lambda name: name.startswith(parts))
+    manifests.verify_part(corpus, manifest, lambda name: name.startswith(parts))
     with ended_by_signals(), locked_folder(out, SFT_KIND, (WORK,)):
         if not is_packed():  # by another process, meanwhile
             pack = _open_pack(corpus, pool, out, manifest, packing)
             _discard_stale_work(out, hash_json([inputs, config, [asdict(block) for block in pack.blocks]]))
             _pack(pack, workers)
             counts = _finish(pack, out)
-            write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
+            manifests.write_manifest(out, SFT_KIND, inputs=inputs, counts=counts, config=config)
         shutil.rmtree(out / WORK, ignore_errors=True)
         return load_manifest(out, SFT_KIND)
 

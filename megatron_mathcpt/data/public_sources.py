@@ -32,9 +32,7 @@ FOUND = "answer_found"  # in a record's `extra`: "column", or by which rule of `
 _NOT_AN_ANSWER = frozenset({"", "proof", "notfound"})  # NuminaMath-1.5's values for "none"
 _NOTES = re.compile(r"<<[^<>\n]*>>")  # GSM8K's, for a calculator
 # A last line that only states the answer, which our text states after the solution.
-_STATEMENT = re.compile(
-    r"\n\s*(?:####|(?:The (?:final )?answer is|答案[是为]?)\s*[:：]?)[^\n]*\s*$", re.IGNORECASE
-)
+_STATEMENT = re.compile(r"\n\s*(?:####|(?:The (?:final )?answer is|答案[是为]?)\s*[:：]?)[^\n]*\s*$", re.I)
 Adapted = JsonObject | str  # in our field names, or the reason to drop it
 
 
@@ -207,8 +205,7 @@ def find_source(name: str, files: str | None = None, revision: str | None = None
 def download(source: PublicSource, out: Path, report: Callable[[str], None]) -> tuple[Note, list[str]]:
     """Download the files of `source` to `out`, or resume, and verify every file; returns the new ones too.
 
-    A complete folder is verified without network; missing or damaged files are passed to `report` and fetched
-    again in the same revision.
+    A complete folder is verified without network; bad files are reported and fetched in the same revision.
     """
     from huggingface_hub import HfApi
 

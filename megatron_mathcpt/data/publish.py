@@ -160,10 +160,9 @@ def _apply_budget(budget: Budget, works: list[ShardWork], decisions: list[Array]
 def estimate_tokens(sizes: Array, asked: int, count: Callable[[slice], Lengths], enclosing: int) -> Array:
     """Tokens of documents in random order from their bytes: counted for the first, a random sample of all.
 
-    A document has the tokens of its text, which `count` returns, and `enclosing` more.
-    Documents are counted until `asked` is reached, or until the sum up to there has a standard error of at
-    most 0.1 %, by the ratio estimator: the deviations from the tokens per byte of the sample, for the rest
-    through that ratio and on their own.
+    A document has the tokens of its text, which `count` returns, and `enclosing` more. They are counted until
+    `asked` is reached, or the sum up to there has a standard error of at most 0.1 %, by the ratio estimator:
+    the deviations from the tokens per byte of the sample, for the rest through that ratio and on their own.
     """
     costs, check = np.empty(len(sizes)), _FEWEST_COUNTED
     for batch in batches(range(len(sizes)), cast(Sequence[int], sizes)):

@@ -273,8 +273,7 @@ def mask_pii(text: str) -> str:
     if "@" not in text:
         return text
     parts, end = [], 0
-    # `_ADDRESS.sub` tries every letter of a long run; if the first that can begin an address does not, no
-    # later one before the same @ does.
+    # `_ADDRESS.sub` tries all of a long run; if the first possible begin fails, all before the same @ do.
     for run in _BEFORE_AT.finditer(text):
         low = max(end, run.start() + run[0].rfind("..") + 2) if ".." in run[0] else max(end, run.start())
         first = _FIRST.search(text, low, run.end())

@@ -43,10 +43,8 @@ class Tokenized:
     def __str__(self) -> str:
         info, empty = self.tokenizer, f", {self.empty:,} of them empty" if self.empty else ""
         begin = "" if info.bos_id is None else f", begun by {info.bos_id}"
-        return (
-            f"{self.documents:,} documents of {self.tokens:,} tokens, from {self.read:,} texts{empty}; "
-            f"vocabulary {info.vocab_size:,}{begin}, encoded by {self.engine}"
-        )
+        written = f"{self.documents:,} documents of {self.tokens:,} tokens, from {self.read:,} texts{empty}"
+        return f"{written}; vocabulary {info.vocab_size:,}{begin}, encoded by {self.engine}"
 
 
 def tokenize_files(

@@ -20,14 +20,10 @@ import orjson
 
 from megatron_mathcpt.data.words import batches
 from megatron_mathcpt.errors import ConfigError, DataError, one_line
+from megatron_mathcpt.formats import tokenizer_folder
 from megatron_mathcpt.formats.files import write_atomically
 from megatron_mathcpt.formats.indexed_dataset import Ids, Lengths
-from megatron_mathcpt.formats.tokenizer_folder import (
-    END_OF_TEXT,
-    TokenizerCounts,
-    load_tokenizer,
-    tokenizer_file,
-)
+from megatron_mathcpt.formats.tokenizer_folder import END_OF_TEXT, TokenizerCounts, load_tokenizer
 from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.records import JsonObject
 
@@ -200,7 +196,7 @@ def open_encoder(folder: Path, literals: Literals, engine: str) -> Encoder:
 
 
 def _tree(folder: Path) -> JsonObject:
-    tree: JsonObject = orjson.loads(tokenizer_file(folder).read_bytes())
+    tree: JsonObject = orjson.loads(tokenizer_folder.tokenizer_file(folder).read_bytes())
     return tree
 
 

@@ -1,8 +1,7 @@
 """lm-eval's own command line with our model and tasks: `mathcpt-lm-eval run ...`, or this package by `-m`.
 
 It accepts every option of lm-eval. `--model megatron_mathcpt` is the Megatron-Core back end; the tasks of
-`tasks/` need no `--include_path`. lm-eval 0.4.13 has no plugins, so both are registered before it parses its
-arguments.
+`tasks/` need no `--include_path`. lm-eval 0.4.13 has no plugins, so both are registered before it starts.
 """
 
 import os

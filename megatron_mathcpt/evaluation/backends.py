@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _ENDPOINT = re.compile(r"https?://[^\s@?#]+")
-# The back ends that follow a setting; all follow those that are not here. `batch_size` of `openai` is its
-# number of requests at a time.
+# The back ends that follow a setting, if not all do. `batch_size` of `openai` are its requests at a time.
 _FOLLOWERS = {
     "endpoint": ("openai",),
     "tokenizer": ("openai", "megatron"),
@@ -50,9 +49,8 @@ def resolve(model: str | Path, config: EvaluationConfig) -> EvaluationConfig:
         value = getattr(config, name)
         if backend not in followers and value != EvaluationConfig.model_fields[name].default:
             others = " or ".join(followers)
-            raise EvaluationError(
-                f"{name} {value}: the back end {backend} cannot follow it; use {others}, or leave it out"
-            )
+            what = f"the back end {backend} cannot follow it"
+            raise EvaluationError(f"{name} {value}: {what}; use {others}, or leave it out")
     served, processes = backend == "openai", os.environ.get("WORLD_SIZE") or "1"
     address = config.endpoint.rpartition("@")[2]  # a password in it would get into the manifest
     faults = {
@@ -158,9 +156,8 @@ def served_model(name: str, endpoint: str) -> JsonObject:
         raise EvaluationError(f"{url}: no list of models ({why}); start it or fix endpoint") from error
     if listed and name not in listed:
         shown = key.quote(", ".join(map(str, listed)), 200)
-        raise EvaluationError(
-            f"{endpoint} serves {shown}, not '{name}'; fix the model or start the right one"
-        )
+        remedy = "fix the model or start the right one"
+        raise EvaluationError(f"{endpoint} serves {shown}, not '{name}'; {remedy}")
     return listed.get(name, {})
 
 
@@ -238,9 +235,8 @@ def _load_hf(folder: Path, config: EvaluationConfig) -> "TemplateLM":
     # The folder's own sampling settings, such as a repetition penalty, would act on greedy answers too.
     ends = sorted({*config_ends(folder), lm.eot_token_id})
     cache = None if on_gpu() else "static"  # the growing one is copied at every step: 3 times the time
-    lm.model.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=ends[0], cache_implementation=cache
-    )
+    stops = {"eos_token_id": ends, "pad_token_id": ends[0]}
+    lm.model.generation_config = GenerationConfig(**stops, cache_implementation=cache)
     return lm  # type: ignore[no-any-return]
 
 

@@ -56,9 +56,7 @@ def evaluate(
     written = [RESPONSES, LIKELIHOODS]
     with locked_folder(out, evaluation_folder.KIND, written) if is_first_process() else nullcontext():
         samples, cuts = _generate_samples(model, identity, sets, config, out, verify)
-        scores = {
-            name: summarize(name, file, samples[name], cuts[name], config) for name, file in sets.items()
-        }
+        scores = {name: summarize(name, sets[name], samples[name], cuts[name], config) for name in sets}
         results = Results(
             model=model_name(model),
             model_fingerprint=identity,
@@ -109,11 +107,9 @@ def _generate_samples(
         room = lm.max_length - config.max_new_tokens
         cuts = Counter(request.task for request in requests if len(request.tokens) > room)
         for name, count in cuts.items():
-            logger.warning(
-                "%s: %d of %d prompts are longer than the %d tokens that the model's window leaves; their "
-                "beginnings are cut off",
-                *(name, count, sum(request.task == name for request in requests), room),
-            )
+            what = f"{count} of {sum(request.task == name for request in requests)} prompts are longer"
+            leaves = f"the {room} tokens that the model's window leaves"
+            logger.warning("%s: %s than %s; their beginnings are cut off", name, what, leaves)
         table = getattr(getattr(lm, "model", None), "get_input_embeddings", None)  # of lm-eval's own hf
         rows = table().num_embeddings if table else math.inf
         for kind, field in ("prompt", "tokens"), ("gold text", "gold_tokens"):

@@ -1,9 +1,8 @@
 """Key-value cache for rows of different lengths, which stores keys with their rotary embedding applied.
 
 Megatron-Core's static cache has one length for the whole batch and rotates all its keys again for every new
-token; Transformer Engine's attention makes a new plan for every length. Here a decoding step reads and writes
-tensors of fixed size and address until `end` grows by `BLOCK` or rows leave the batch, so that it can be
-captured as a CUDA graph.
+token; Transformer Engine's attention makes a new plan for every length. Here a decoding step, to be a CUDA
+graph, has tensors of fixed size and address until `end` grows by `BLOCK` or rows leave the batch.
 """
 
 from collections.abc import Callable
@@ -35,8 +34,7 @@ class Cache(StaticInferenceContext):
     """Keys and values of a batch, at most `longest` tokens a row, on the device of `angles`.
 
     `angles` [tables, longest, 1, 1, channels] are the rotary embeddings', one for each kind of layer, `dtype`
-    is the model's. `lengths` counts each row's tokens before its next one. While `prefilling`, whole prompts
-    are appended.
+    is the model's, `lengths` are each row's tokens so far. While `prefilling`, whole prompts are appended.
     """
 
     def __init__(self, lengths: list[int], longest: int, angles: Tensor, dtype: torch.dtype) -> None:
@@ -58,9 +56,8 @@ class Cache(StaticInferenceContext):
 
     def prepare_step(self) -> None:
         """Set rotation and mask [rows, 1, 1, end] for the tokens at `positions`."""
-        self._rotation = tuple(
-            part[:, self.positions].transpose(1, 2) for part in (self._cosines, self._sines)
-        )
+        both = self._cosines, self._sines
+        self._rotation = tuple(part[:, self.positions].transpose(1, 2) for part in both)
         later = torch.arange(self.end, device=self.positions.device) > self.positions[:, None]
         mask = torch.zeros(later.shape, dtype=self._cosines.dtype, device=later.device)
         self.mask = mask.masked_fill_(later, float("-inf"))[:, None, None]
@@ -125,11 +122,10 @@ class CachedAttention(SdpaAttention):
 def install_cache(model: "GPTModel") -> None:
     """Make every attention layer of `model` append to a `Cache`, and attend as `CachedAttention` does."""
     for layer in model.decoder.layers:
-        attention = layer.self_attention
+        attention, groups = layer.self_attention, layer.self_attention.pg_collection
         attention._adjust_key_value_for_inference = partial(_append, attention)
-        attention.core_attention = CachedAttention(
-            attention.config, attention.layer_number, pg_collection=attention.pg_collection
-        )
+        cached = CachedAttention(attention.config, attention.layer_number, pg_collection=groups)
+        attention.core_attention = cached
 
 
 def _append(

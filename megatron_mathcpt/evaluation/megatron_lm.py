@@ -16,13 +16,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from megatron_mathcpt import parallel
-from megatron_mathcpt.checkpoint.convert import (
-    check_same,
-    checkpoint_shape,
-    chosen_tokenizer,
-    own_tokenizer,
-    verify_exported,
-)
+from megatron_mathcpt.checkpoint import convert
 from megatron_mathcpt.checkpoint.huggingface import HuggingFaceWeights
 from megatron_mathcpt.checkpoint.load import CheckpointWeights, verify_checkpoint
 from megatron_mathcpt.config.experiment import ParallelSection, PrecisionSection
@@ -139,10 +133,8 @@ class MegatronLM(OwnTokenizer, TemplateLM):
     def _load(self, folder: Path) -> None:
         from megatron_mathcpt.model.language_model import build_model
 
-        options = self.options
-        source, shape, tokenizer, ends = _open_model(
-            folder, options.tokenizer, self.layout, verify=options.verify
-        )
+        given, verify = self.options.tokenizer, self.options.verify
+        source, shape, tokenizer, ends = _open_model(folder, given, self.layout, verify=verify)
         self.tokenizer = load_tokenizer(tokenizer)
         self._ends = {*ends, *config_ends(tokenizer), self.eot_token_id}
         default = "bf16" if self.layout.device.type == "cuda" else "fp32"
@@ -187,15 +179,13 @@ class MegatronLM(OwnTokenizer, TemplateLM):
         stops = [stop for stop in handle_stop_sequences(settings.until, eos=eos) if stop]
         new_tokens, window = settings.max_gen_toks, self.max_length
         if not 0 < new_tokens < window:
-            raise EvaluationError(
-                f"max_gen_toks {new_tokens}: the model's window is {window}; ask for 1 to {window - 1}"
-            )
+            remedy = f"ask for 1 to {window - 1}"
+            raise EvaluationError(f"max_gen_toks {new_tokens}: the model's window is {window}; {remedy}")
         # A prompt that leaves too little room is cut on the left, as by lm-eval's `hf`: the question is last.
         room = window - new_tokens
         encoded = [(self.tok_encode(prompt) or [self.prefix_token_id])[-room:] for prompt in prompts]
-        how = settings.model_dump(include={"temperature", "top_p", "min_p"}) | {
-            "top_k": max(0, settings.top_k)
-        }
+        how = settings.model_dump(include={"temperature", "top_p", "min_p"})
+        how["top_k"] = max(0, settings.top_k)
         limits = Limits(new_tokens, self._ends, self._stop_condition(stops))
 
         def generate(batch: list[int]) -> list[str]:
@@ -263,17 +253,16 @@ def _open_model(
     """
     other = local_folder(given) if given else None
     if (folder / "config.json").is_file():
-        verify_exported(folder, full=verify)
+        convert.verify_exported(folder, full=verify)
         if other:
-            check_same(other, folder)
+            convert.check_same(other, folder)
         shape = read_hf_shape(folder)
         return HuggingFaceWeights(folder, shape), shape, other or folder, config_ends(folder)
     checkpoint = chosen_checkpoint(folder)
     manifest = verify_checkpoint(checkpoint, layout, optimizer=False)
-    tokenizer = (
-        chosen_tokenizer(checkpoint, manifest, other) if other else own_tokenizer(checkpoint, manifest)
-    )
-    shape = checkpoint_shape(manifest)
+    known = checkpoint, manifest
+    tokenizer = convert.chosen_tokenizer(*known, other) if other else convert.own_tokenizer(*known)
+    shape = convert.checkpoint_shape(manifest)
     return CheckpointWeights(checkpoint, shape), shape, tokenizer, checkpoint_counts(manifest).ends
 
 
@@ -281,9 +270,7 @@ def _start_layout(options: MegatronOptions) -> parallel.Layout:
     sizes = ParallelSection.model_validate(options.model_dump(include=set(ParallelSection.model_fields)))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world % sizes.model_size:
-        raise EvaluationError(
-            f"{world} processes do not form whole replicas of {sizes.model_size} "
-            f"(tensor {sizes.tensor_model_parallel_size} x pipeline {sizes.pipeline_model_parallel_size})"
-        )
+        parts = f"tensor {sizes.tensor_model_parallel_size} x pipeline {sizes.pipeline_model_parallel_size}"
+        raise EvaluationError(f"{world} processes do not form whole replicas of {sizes.model_size} ({parts})")
     # A single process needs no rendezvous over the network.
     return parallel.start_alone(sizes) if world == 1 else parallel.start(sizes, 0)

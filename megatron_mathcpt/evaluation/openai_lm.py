@@ -63,9 +63,8 @@ class CompletionsLM(OwnTokenizer, LocalCompletionsAPI):
     def _score(self, request: tuple[object, list[int], list[int]]) -> tuple[float, bool]:
         _, context, answer = request
         if len(answer) >= (window := self.max_length - self.tokens_to_generate):
-            raise EvaluationError(
-                f"an answer of {len(answer)} tokens: {window - 1} fit into the model's window"
-            )
+            fitting = f"{window - 1} fit into the model's window"
+            raise EvaluationError(f"an answer of {len(answer)} tokens: {fitting}")
         tokens = ((context or [self.prefix_token_id]) + answer)[-window:]
         wait = wait_exponential(multiplier=0.5, min=1, max=10)
         send = retry(stop=stop_after_attempt(_TRIES), wait=wait, reraise=True)(self.model_call)

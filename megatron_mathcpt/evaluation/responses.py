@@ -160,13 +160,10 @@ class Session:
                     torch.manual_seed(int(key[:12], 16))
                     start = time.monotonic()
                     results = compute([requests[index] for index in members], given)
-                    taken = {
-                        "batch": key,
-                        "seconds": round(time.monotonic() - start, 3),
-                    }  # by the whole batch
+                    seconds = round(time.monotonic() - start, 3)  # of the whole batch
                     for place, (index, result) in enumerate(zip(members, results, strict=True)):
                         about = {"place": place, "task": requests[index].task, "id": requests[index].item.id}
-                        row = kind.model_validate(taken | about | result)
+                        row = kind.model_validate({"batch": key, "seconds": seconds, **about, **result})
                         known.setdefault(key, {})[place] = row
                         if file:
                             file.write(row.model_dump())

@@ -33,8 +33,7 @@ from megatron_mathcpt.planner.shapes import known_shapes, load_shape
 from megatron_mathcpt.planner.step_time import step_time
 from megatron_mathcpt.train.inputs import check_packages, read_folders, resolve_inputs
 
-RUN_HEADINGS: tuple[str, ...] = ("run", "steps", "tokens", "of which (passes)", "layout")
-RUN_HEADINGS += ("GiB", "step", "disk", "GPU-hours")
+RUN_HEADINGS = ("run", "steps", "tokens", "of which (passes)", "layout", "GiB", "step", "disk", "GPU-hours")
 Run = Resolved[ExperimentConfig]
 MODEL_HEADINGS = ("model", "parameters", "GB of weights", "TP", "GiB a GPU", "fits")
 
@@ -131,17 +130,14 @@ def resolve_run(run: Run, study: Study | None) -> tuple[ExperimentConfig, dict[s
 def plan_run(config: ExperimentConfig, gpus: int, hardware: str, available: Mapping[str, float]) -> DryRun:
     """Plan a complete `config` on `gpus` GPUs of type `hardware`; `available` are the known tokens of pools.
 
-    Raises `ConfigError` if the sections contradict each other or the GPUs, or if the run does not fit in the
-    GPU's memory.
+    Raises `ConfigError` for sections that contradict each other or the GPUs, or a run that is too large.
     """
     check_passes(config, available)
     if config.train.train_epochs is not None and config.data.sft is not None:
         pool = config.data.sft.name  # the folder of packed samples is named after its pool
         if pool not in available:
-            raise ConfigError(
-                f"{config.name}: the number of tokens of pool '{pool}' is not known; build its corpus, "
-                "or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
-            )
+            remedy = "build its corpus, or set it under `corpus: {BUILD: {tokens: ...}}` of a study file"
+            raise ConfigError(f"{config.name}: the number of tokens of pool '{pool}' is not known; {remedy}")
         seen = {"train_tokens": round(config.train.train_epochs * available[pool]), "train_epochs": None}
         config = config.model_copy(update={"train": config.train.model_copy(update=seen)})
     check_experiment(config, gpus)
@@ -238,10 +234,8 @@ def plan_rows(runs: Mapping[str, DryRun]) -> list[tuple[str | float, ...]]:
         )
         tokens = Cell(run.tokens, scaled(run.tokens)), Cell(run.pools, mixed)
         memory = Cell(run.memory_gib, f"{run.memory_gib:.3g}")
-        step, disk = (
-            Cell(run.step_seconds, scaled(run.step_seconds, "s")),
-            Cell(run.disk_bytes, scaled(run.disk_bytes, "B")),
-        )
+        step = Cell(run.step_seconds, scaled(run.step_seconds, "s"))
+        disk = Cell(run.disk_bytes, scaled(run.disk_bytes, "B"))
         hours = Cell(run.gpu_hours, _hours(run.gpu_hours))
         rows.append((name, Cell(run.steps, f"{run.steps:,}"), *tokens, run.layout, memory, step, disk, hours))
     return rows

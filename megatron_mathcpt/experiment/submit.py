@@ -42,9 +42,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 class Job:
     """One job: `command` (the interpreter first) runs as `nodes` x `tasks_per_node` tasks.
 
-    On `further_nodes` the command starts programs itself. `folder` is for logs and state, `code` is the copy
-    that it runs from, `checkpoints`, or the size of the file `store`, is watched for progress, and paths in
-    its command are relative to `work`.
+    On `further_nodes` the command starts programs itself. `folder` is for logs and state, `code` the copy it
+    runs from, `work` the current folder; progress is seen in `checkpoints`, or the size of the file `store`.
     """
 
     name: str
@@ -104,9 +103,8 @@ def stage_job(stage: Stage, cluster: ClusterConfig, out: Path) -> Job:
     task = cluster.single_task
     gpus = max(stage.gpus, task.evaluation_gpus) if stage.kind == "evaluation" and task.evaluation_gpus else 0
     if gpus > cluster.gpus_per_node:
-        raise ConfigError(
-            f"{stage.name}: {gpus} GPUs of one node, but {cluster.name} has {cluster.gpus_per_node}"
-        )
+        there = f"{cluster.name} has {cluster.gpus_per_node}"
+        raise ConfigError(f"{stage.name}: {gpus} GPUs of one node, but {there}")
     size: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_task": task.cpus_per_task}
     size = _whole_nodes(cluster) if stage.kind == "run" else size
     folder = out / FOLDER / name
@@ -135,9 +133,8 @@ def submit_stages(
     result: dict[str, tuple[str, int | None]] = {}
     for stage in stages:
         if field := stage.changed_field():
-            raise ConfigError(
-                f"{stage.folder}: is complete with another '{field}'; give another --out or delete the folder"
-            )
+            remedy = "give another --out or delete the folder"
+            raise ConfigError(f"{stage.folder}: is complete with another '{field}'; {remedy}")
         if stage.is_done():
             result[stage.name] = "done", None
         elif (job_id := _queued_id(jobs[stage.name].folder)) is not None:
@@ -267,17 +264,14 @@ def _harmless(field: str, value: object, allowed: tuple[str, str]) -> object:
 def snapshot_code(target: Path, *, allow_dirty: bool, root: Path = ROOT) -> str:
     """Copy the code of the checkout `root` to `target` (replaced if it exists) and return its commit.
 
-    With `allow_dirty`, uncommitted changes are copied too and the commit gets `+dirty`; otherwise they raise
-    `ConfigError`.
+    Uncommitted changes are an error, but with `allow_dirty` they are copied and the commit gets `+dirty`.
     """
     git = ("git", "-C", str(root))
     commit = _ask(*git, "rev-parse", "HEAD").strip()
     changes = _ask(*git, "status", "--porcelain", "--", *_COPIED).splitlines()
     if changes and not allow_dirty:
-        raise ConfigError(
-            f"{root}: has {len(changes)} uncommitted changes ({one_line(changes[0])}, ...); "
-            "commit them or give --allow-dirty"
-        )
+        found = f"{len(changes)} uncommitted changes ({one_line(changes[0])}, ...)"
+        raise ConfigError(f"{root}: has {found}; commit them or give --allow-dirty")
     listed = _ask(*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_COPIED)
     if target.exists():
         shutil.rmtree(target)

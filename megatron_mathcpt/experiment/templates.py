@@ -131,10 +131,9 @@ def find_source(path: str) -> Source:
             fields = {ours: name for ours, name in found.items() if ours != name}
             return Source.model_validate(source.model_dump() | {"kind": kind, "fields": fields})
     wanted = "; or ".join(", ".join(names) for names in known.values())
-    raise DataError(
-        f"{shard.place}:{first[0]}: has {', '.join(row) or 'no fields'}; expected {wanted}; rename them, or "
-        "name them under `fields` in a corpus config of your own (mathcpt new corpus FILE)"
-    )
+    what = f"has {', '.join(row) or 'no fields'}; expected {wanted}"
+    remedy = "or name them under `fields` in a corpus config of your own (mathcpt new corpus FILE)"
+    raise DataError(f"{shard.place}:{first[0]}: {what}; rename them, {remedy}")
 
 
 def own_study(
@@ -166,9 +165,8 @@ def own_study(
     budget = max(1, most // (batch * length)) * batch * length
     said = f"{budget:,} tokens in steps of {batch} sequences of {length}; the data have {tokens:,}"
     if budget > _PASSES * tokens or tokens <= length:
-        raise DataError(
-            f"--train-tokens: {said}, and at most {_PASSES} passes are made; lower it, or give more data"
-        )
+        limit = f"at most {_PASSES} passes are made"
+        raise DataError(f"--train-tokens: {said}, and {limit}; lower it, or give more data")
     _logger.info("training on %s; --train-tokens and --processes change it", said)
     run |= {"train.train_tokens": budget, "train.global_batch_size": batch}
     claim_folder(out, KIND)

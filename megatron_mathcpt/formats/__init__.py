@@ -7,6 +7,5 @@ ours to write in, by one process at a time; `corpus_folder`, a finished corpus, 
 by number or raw line; `indexed_dataset`, Megatron-Core's `.bin` and `.idx`; `sft_folder`, packed samples;
 `run_folder`, a run's checkpoints and metrics, and which of them are kept; `weight_files`, the tensors of a
 Hugging Face folder; `hub`, such folders by their ids on the hub; `benchmark`, files of test items;
-`evaluation_folder`, scores and answers. Nothing in this package imports a stage, so every stage may import
-it.
+`evaluation_folder`, scores and answers. Nothing here imports a stage, so every stage may import it.
 """

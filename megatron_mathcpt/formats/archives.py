@@ -10,8 +10,7 @@ from isal import isal_zlib
 
 from megatron_mathcpt.errors import DataError
 
-# Objects with `decompress`, `eof` and `unused_data`, so that a truncated archive is noticed: the file objects
-# of zstandard end there silently.
+# Objects with `decompress`, `eof` and `unused_data`: zstandard's files end silently where they are truncated.
 UNPACKERS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: isal_zlib.decompressobj(wbits=31),
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
@@ -19,8 +18,7 @@ UNPACKERS: dict[str, Callable[[], Any]] = {
 }
 _GZIP_DAMAGE = cast(type[Exception], isal_zlib.error)  # an instance by isal's stubs
 DAMAGE = (OSError, EOFError, ValueError, _GZIP_DAMAGE, zstandard.ZstdError)
-# Unpacked at once: 16 MB at the format's highest ratio (.bz2 has none, but takes a limit). Of .gz a larger
-# part, which is faster.
+# Unpacked at once: 16 MB at the format's highest ratio (.bz2 has a limit instead); of .gz more, for speed.
 _PACKED_BYTES = {".gz": 1 << 14, ".zst": 1 << 9, ".bz2": 1 << 14}
 _MOST_BYTES = 8 << 20
 _SPELLINGS = {".ndjson": ".jsonl", ".jsonlines": ".jsonl", ".parq": ".parquet", ".pq": ".parquet"}

@@ -68,8 +68,7 @@ class Response(Computed, Graded):
 class Sample(Graded):
     """One line of `samples_<task>.jsonl`, an answer; `sample` numbers the draws if an item has several.
 
-    `gold_bits` is -log2 of the gold text's probability after the prompt, of as many bytes (UTF-8) as given;
-    first draws only.
+    First draws have `gold_bits`, -log2 of the gold text's probability after the prompt, and its UTF-8 bytes.
     """
 
     sample: int | None = None

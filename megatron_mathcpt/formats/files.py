@@ -131,8 +131,7 @@ def list_files(path: str, what: str) -> list[Path]:
 
 def choose_files(every: list[tuple[Path, bool]], what: str, *, globbed: bool) -> list[Path]:
     """Those of `every` file, and whether it may be data, that are; the others are counted in the log."""
-    # JSON counts only in a folder without tables of records, text only without both: a README or manifest
-    # next to data is not a document.
+    # JSON counts only without tables of records, text without both: a README next to data is no document.
     kinds = (SUFFIXES, ("",)) if globbed else (TABLES, (".json",), TEXTS)
     data = [file for file, is_data in every if is_data]
     found = next(filter(None, ([x for x in data if spelling(x).endswith(kind)] for kind in kinds)), [])

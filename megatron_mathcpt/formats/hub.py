@@ -1,7 +1,6 @@
 """The Hugging Face hub: what fails there in one line, model folders by id, and their upload.
 
-An id is OWNER/NAME or OWNER/NAME@REVISION, where no folder has that path. A token comes from HF_TOKEN or a
-login, and is in no message.
+An id is OWNER/NAME[@REVISION] that no folder has as path. The token (HF_TOKEN, or a login) is in no message.
 """
 
 import re
@@ -36,12 +35,7 @@ def hub_errors(what: str) -> Iterator[None]:
     refused = (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalTokenNotFoundError)
     try:
         yield
-    except (
-        transport,
-        OSError,
-        RuntimeError,
-        errors.HFValidationError,
-    ) as error:  # also of transfers
+    except (transport, OSError, RuntimeError, errors.HFValidationError) as error:  # also of transfers
         said = one_line(str(error)).replace(get_token() or "\0", "***")[:200]
         if isinstance(error, errors.GatedRepoError):
             why = "gated; accept its terms on its page, then `hf auth login`"

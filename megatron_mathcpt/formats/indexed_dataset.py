@@ -194,8 +194,7 @@ def dataset_writer(prefix: Path, dtype: TokenType) -> Iterator["DatasetWriter"]:
         last.callback(os.close, descriptor)
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Both files are on disk. Without any index a `.bin` is refused; with an older one it would be cut
-        # into wrong documents.
+        # Both are on disk. Without an index a `.bin` is refused; with an older one it would be cut wrongly.
         index_file.unlink(missing_ok=True)
         sync_folder(prefix.parent)
 

@@ -93,8 +93,7 @@ def write_manifest(
         command=sys.argv,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    # Last, after every output was synced: whoever sees the manifest sees all that it lists, also after a
-    # power cut.
+    # Last, after every output was synced: who sees it sees all that it lists, also after a power cut.
     return store_manifest(manifest, folder / FILE_NAME)
 
 

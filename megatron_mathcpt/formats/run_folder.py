@@ -178,8 +178,7 @@ def wandb_run(config: JsonObject, run_folder: Path, out: Path) -> JsonObject:
 def logged_run(model: Path) -> tuple[Path, JsonObject, int] | None:
     """Folder and config of the finished run that has a W&B run and these weights, and their step.
 
-    `model` is the run, one of its checkpoints, or its export RUN/hf. A run in training is none: it alone may
-    write to its W&B run.
+    `model` is the run, one of its checkpoints, or RUN/hf. A run in training alone may write to its W&B run.
     """
     run = model.parent if model.name == "hf" else run_of(model) or model
     with suppress(ManifestError, CheckpointError):  # a model of others, or not a whole run
@@ -312,8 +311,7 @@ class Retention:
     """Which checkpoints are kept: the newest `keep`, multiples of `every`, the one of lowest loss.
 
     `best` names the validation sets whose mean loss decides; if empty, none is best. All but the newest
-    `keep` lose their optimizer state, unless `optimizer`. `verified` are names whose checksums this process
-    has compared or written.
+    `keep` lose their optimizer state, unless `optimizer`. `verified` names those this process has hashed.
     """
 
     keep: int

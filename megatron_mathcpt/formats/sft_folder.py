@@ -3,8 +3,7 @@
 tokens.npy has the token ids of all records, sample after sample; trained.npy, whether each counts in the
 loss; lengths.npy, the tokens of each record; samples.npy, of each sample, and of their end, the numbers of
 its first record and first token. records.jsonl has the ids in each sample. Nothing is padded, so a sample of
-one short record takes no more than that. Samples are written in parts, each in a file of its own, which
-`join_parts` puts together.
+one short record takes no more than that. Samples are written in parts, each a file, which `join_parts` joins.
 """
 
 import json

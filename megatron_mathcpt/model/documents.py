@@ -1,8 +1,7 @@
 """Describe the documents of packed samples to attention that stays within them.
 
 A row of document numbers per sample becomes the lengths of its documents (`Documents`), from which attention
-takes only the pairs that it needs; or a dense mask (`document_mask`), 1 GB for a sample of 32,768 tokens, for
-what cannot do without, as transformers.
+takes only the pairs that it needs; or, for transformers, a dense mask, 1 GB for a sample of 32,768 tokens.
 """
 
 from bisect import bisect_left, bisect_right

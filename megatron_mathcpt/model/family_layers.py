@@ -64,10 +64,8 @@ class HeadsNorm(torch.nn.Module):
         self, prefix: str = "", sharded_offsets: tuple[object, ...] = (), metadata: object = None
     ) -> dict[str, object]:
         own = self.state_dict(prefix="", keep_vars=True)
-        found: dict[str, object] = make_sharded_tensors_for_checkpoint(
-            own, prefix, {"weight": 0}, sharded_offsets
-        )
-        return found
+        make: Callable[..., dict[str, object]] = make_sharded_tensors_for_checkpoint
+        return make(own, prefix, {"weight": 0}, sharded_offsets)
 
 
 class ScaledRotary(RotaryEmbedding):  # type: ignore[misc]

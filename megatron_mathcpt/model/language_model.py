@@ -92,8 +92,7 @@ def set_rotary(chunk: LanguageModel, shape: DecoderShape, layout: Layout) -> Non
 
 def fuse_weight_gradients(chunk: LanguageModel) -> None:
     """Have Transformer Engine's layers add weight gradients to the data-parallel wrapper's buffers."""
-    # Not by building the layers with `gradient_accumulation_fusion`: that demands apex, for the output layer
-    # alone.
+    # Not by the layers' own `gradient_accumulation_fusion`: that demands apex, for the output layer alone.
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
     for module in chunk.modules():

@@ -74,8 +74,8 @@ def transformer_config(
         add_qkv_bias=shape.of_family.add_qkv_bias,
         qk_layernorm=shape.of_family.qk_norm == "head",  # each tensor-parallel rank has all of such a norm
         window_size=None if shape.window_size is None else (shape.window_size - 1, 0),
-        window_attn_skip_freq=_listed(shape.window_attn_skip_freq),
-        no_rope_freq=_listed(shape.no_rope_freq),
+        window_attn_skip_freq=shape.window_attn_skip_freq and [*shape.window_attn_skip_freq],
+        no_rope_freq=shape.no_rope_freq and [*shape.no_rope_freq],
         attention_dropout=0.0,
         hidden_dropout=0.0,
         params_dtype=DTYPES[precision.params_dtype],
@@ -95,10 +95,6 @@ def transformer_config(
         **dict.fromkeys(_INITIALISED, torch.nn.init.zeros_),
         **fp8,
     )
-
-
-def _listed(layers: tuple[int, ...] | None) -> list[int] | None:
-    return None if layers is None else [*layers]
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def search(
     for config in _layouts(given, gpus, machine.hardware.gpus_per_node):
         rules = [rule for rule in divisions(config, gpus) if rule.found % rule.divisor]
         if rules:
-            refused[rules[0].short] += 1
+            refused[f"{rules[0].field} is not divisible by {rules[0].what}"] += 1
             continue
         for recompute in _RECOMPUTE:  # as little as fits
             run = plan(_changed(config, **recompute), gpus)

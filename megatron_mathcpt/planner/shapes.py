@@ -103,8 +103,7 @@ class FlopsPerToken(NamedTuple):
 
 
 def flops_per_token(shape: ModelShape, seq_length: int) -> FlopsPerToken:
-    # 6 per weight and 12 L s a d of full attention: Narayanan et al. 2021 (arXiv 2104.04473), appendix,
-    # without its recomputation.
+    # 6 a weight, 12 L s a d of full attention: Narayanan et al. 2021 (arXiv 2104.04473), not recomputed.
     matrices = shape.num_layers * shape.layer_matrices + shape.padded_vocab_size * shape.hidden_size
     attention = 12.0 * shape.num_layers * seq_length * shape.query_width
     causal = 12.0 * shape.num_layers * shape.attended(seq_length) * shape.query_width

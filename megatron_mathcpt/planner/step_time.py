@@ -124,8 +124,7 @@ def _cast_bytes(run: PlannedRun, recipe: str) -> float:
     inputs = shape.query_width + shape.ffn_hidden_size
     gradients = shape.query_width + 2 * shape.key_width + shape.fc1_width + 2 * shape.hidden_size
     moved = (read + written) * (inputs + gradients)
-    # With delayed scaling norms write FP8 themselves. With the others the attention output is saved in bf16
-    # and cast again in backward.
+    # With delayed scaling norms write FP8 themselves; else attention's bf16 output is saved, then cast again.
     if recipe != "delayed":
         moved += (2.0 + written) * 2 * shape.hidden_size + read * shape.query_width
     return moved / run.tensor

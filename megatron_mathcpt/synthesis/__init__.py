@@ -7,13 +7,6 @@ replies and outcomes, `prompt` the prompts; `four_methods` has three of the four
 `tags` reads their replies and writes their records, `verification` checks them; `client` sends requests
 within the budget, `replies` reads what comes back, `config/api_key` keeps the key out of what is kept;
 `seeds` chooses and reads the seeds; `store` stores every reply and outcome; `quality` sums up what came out;
-`servers` starts model servers for a run; `scripted` is a stub server for rehearsals.
-
-To add a method NAME (as tests/synthesis/test_add_method.py does):
-1. config/synthesis.py: a `Section` with `samples` and, for each role, ROLE and ROLE_sampling (`server` and
-   `sampling` for the only one); a field NAME of it in `Methods`.
-2. synthesis/prompts/: NAME.LANGUAGE.txt, or NAME.ROLE.LANGUAGE.txt for each role but `server`.
-3. synthesis/tags.py: its new tags in `TAGS`; synthesis/four_methods.py: the generator; its entry NAME in
-   `CONVERSATIONS`.
-Budget, retries, resume, files, counts and prices then work for it as for the other methods.
+`servers` starts model servers for a run; `scripted` is a stub server for rehearsals. How to add a method, for
+which budget, retries, resume, files, counts and prices then work too, is in megatron_mathcpt/README.md.
 """

@@ -13,17 +13,8 @@ from megatron_mathcpt.answers import extract_answer, grade
 from megatron_mathcpt.config import synthesis as sections
 from megatron_mathcpt.records import count_steps, problem_steps
 from megatron_mathcpt.selection import school_stage
-from megatron_mathcpt.synthesis import verification
-from megatron_mathcpt.synthesis.method import (
-    Case,
-    Check,
-    Conversation,
-    Outcome,
-    Rejected,
-    Reply,
-    ServerRequest,
-    Verdicts,
-)
+from megatron_mathcpt.synthesis import method, verification
+from megatron_mathcpt.synthesis.method import Case, Check, Conversation, Outcome, Rejected, Reply, Verdicts
 from megatron_mathcpt.synthesis.tags import OUR_TAG, ask, make_record, read_tags, read_verdict, reject_tags
 from megatron_mathcpt.synthesis.tutorship import amplify
 
@@ -106,7 +97,7 @@ def expand(case: Case) -> Conversation:
     return Outcome(tuple(records), verdicts=verdicts)
 
 
-def _solver_requests(case: Case, question: str) -> list[ServerRequest]:
+def _solver_requests(case: Case, question: str) -> list[method.ServerRequest]:
     settings = case.settings(sections.QueryExpansion)
     if settings.solver_sampling is None:
         return []

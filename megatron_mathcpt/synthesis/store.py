@@ -5,8 +5,7 @@ needs no shared memory, so the file may be on a network file system, and a secon
 is refused. Every row has a checksum: a damaged reply or outcome is removed at the start, so that it is asked
 or made again, and a file that is damaged in another way is refused.
 
-Each record carries its lineage: seed, requests, prompts, models, sampling, verdicts. `trace` adds the
-requests and replies themselves.
+Each record has its lineage: seed, requests, prompts, models, sampling, verdicts; `trace` adds their texts.
 """
 
 import hashlib

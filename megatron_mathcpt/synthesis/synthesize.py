@@ -4,10 +4,6 @@
   <method>/accepted.jsonl   records for the data tools     <method>/rejected.jsonl   named rejections
   summary.json              counts, verdicts, prices       .store/                   every reply and outcome
                                                            .servers/                 logs of its servers
-
-From top to bottom: `synthesize` starts the run; `converse` connects to the servers and runs method after
-method; `_run_cases` works on many cases at a time; `_finish` drives one conversation to its stored outcome;
-`_ask` makes one request, paid once; `write` turns the outcomes into files.
 """
 
 import asyncio
@@ -129,10 +125,9 @@ class _Run:
         claim_folder(self.folder.parent, KIND)
         for other in self.folder.parent.glob("shard-*-of-*"):
             if not other.name.endswith(f"-of-{self.shard.count:05d}"):
+                what = "is of another number of shards, which have the same seeds"
                 remedy = f"give --shard INDEX/{int(other.name[-5:])}, or another --out"
-                raise DataError(
-                    f"{other}: is of another number of shards, which have the same seeds; {remedy}"
-                )
+                raise DataError(f"{other}: {what}; {remedy}")
         with locked_folder(self.folder, KIND, [*folders, LOGS, *files]), writing(self.folder):
             for name in folders:
                 (self.folder / name).mkdir(exist_ok=True)

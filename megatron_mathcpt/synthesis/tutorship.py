@@ -13,18 +13,8 @@ from megatron_mathcpt.answers.equations import first_false_step
 from megatron_mathcpt.answers.grader import Status
 from megatron_mathcpt.config.synthesis import TutorshipAmplification
 from megatron_mathcpt.records import Language, Problem
-from megatron_mathcpt.synthesis import tags, verification
-from megatron_mathcpt.synthesis.method import (
-    Case,
-    Check,
-    Conversation,
-    Outcome,
-    Rejected,
-    Reply,
-    Requests,
-    ServerRequest,
-    Verdicts,
-)
+from megatron_mathcpt.synthesis import method, tags, verification
+from megatron_mathcpt.synthesis.method import Case, Check, Conversation, Outcome, Rejected, Reply, Verdicts
 
 _CLAIMS = ("correct", "wrong")
 _DIGITS = "一二三四五六七八九十"
@@ -102,7 +92,7 @@ def amplify(case: Case) -> Conversation:
     return Outcome(tuple(records), verdicts=found)
 
 
-def _student_request(case: Case, number: int) -> ServerRequest:
+def _student_request(case: Case, number: int) -> method.ServerRequest:
     settings = case.settings(TutorshipAmplification)
     # Numbered over all draws of this seed, so that no two requests have the same sampling seed.
     draw = case.sample * -(-settings.attempts // settings.student_sampling.n) + number
@@ -127,7 +117,7 @@ def _read_attempt(case: Case, reply: Reply) -> _Attempt:
 
 def _judge(
     case: Case, attempt: _Attempt, verdicts: Verdicts
-) -> Generator[Requests, tuple[Reply, ...], Problem]:
+) -> Generator[method.Requests, tuple[Reply, ...], Problem]:
     """Ask the teacher; return the record, or raise `Rejected`."""
     settings, seed, rules = case.settings(TutorshipAmplification), case.seed, case.config.verification
     request = _teacher_request(case, attempt)
@@ -157,7 +147,7 @@ def _judge(
     return tags.make_record(case, settings.layout, parts.items())
 
 
-def _teacher_request(case: Case, attempt: _Attempt) -> ServerRequest:
+def _teacher_request(case: Case, attempt: _Attempt) -> method.ServerRequest:
     settings = case.settings(TutorshipAmplification)
     first = ("steps", "check") if settings.check == "steps" else ("check",)
     steps = "\n".join(f"{number}: {step}" for number, step in enumerate(attempt.steps, 1))

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from megatron.core import distributed
 from megatron.core import optimizer as optimizers
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.fp8_utils import is_float8tensor, post_all_gather_processing
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer, muon
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
@@ -22,12 +19,7 @@ from torch.optim.optimizer import ParamsT
 
 from megatron_mathcpt.checkpoint.convert import checkpoint_shape
 from megatron_mathcpt.checkpoint.huggingface import hf_weights
-from megatron_mathcpt.checkpoint.load import (
-    CheckpointWeights,
-    load_state,
-    newest_verified,
-    verify_checkpoint,
-)
+from megatron_mathcpt.checkpoint.load import CheckpointWeights, load_state, newest_verified, verify_checkpoint
 from megatron_mathcpt.checkpoint.save import Saver
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.config.phases import Phase, phase_at, phases_of
@@ -36,13 +28,8 @@ from megatron_mathcpt.device import on_gpu
 from megatron_mathcpt.errors import ConfigError
 from megatron_mathcpt.formats import run_folder as folders
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.model.language_model import (
-    LanguageModel,
-    build_model,
-    fuse_weight_gradients,
-    has_transformer_engine,
-    set_rotary,
-)
+from megatron_mathcpt.model import language_model
+from megatron_mathcpt.model.language_model import LanguageModel, has_transformer_engine
 from megatron_mathcpt.model.settings import DTYPES, check_accelerated
 from megatron_mathcpt.model.weights import ExtendedWeights, RandomWeights, fill
 from megatron_mathcpt.parallel import Layout
@@ -112,7 +99,7 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
     number = phase_at(phases, counts.step)
     own = phases[number].config
     assert own.model is not None
-    chunks = build_model(own.model, layout, config.precision, document_attention=masked)
+    chunks = language_model.build_model(own.model, layout, config.precision, document_attention=masked)
     if resumed is None:  # before the wrapper and the optimizer, which copy the weights
         load_initial_weights(chunks, inputs, layout)
     model = wrap_model(chunks, config, layout)
@@ -153,7 +140,7 @@ def enter_phase(state: TrainState) -> bool:
     assert state.config.model is not None
     if state.config.model != before:
         for chunk in unwrap(state.model):
-            set_rotary(chunk, state.config.model, state.layout)
+            language_model.set_rotary(chunk, state.config.model, state.layout)
     if state.layout.is_writer:
         logger.info("%s: phase %s begins after step %d", state.config.name, state.phase.name, state.step)
     return True
@@ -164,9 +151,8 @@ def check_machine(config: ExperimentConfig, layout: Layout, run_folder: Path) ->
     fused = has_transformer_engine()
     check_accelerated(config.parallel, config.precision, fused=fused)
     if config.optimizer.use_precision_aware_optimizer and not fused:
-        raise ConfigError(
-            "optimizer.use_precision_aware_optimizer: needs a GPU and Transformer Engine; leave it out"
-        )
+        needs = "needs a GPU and Transformer Engine"
+        raise ConfigError(f"optimizer.use_precision_aware_optimizer: {needs}; leave it out")
     if config.optimizer.name == "muon":
         check_muon()
     if layout.is_writer:
@@ -203,20 +189,17 @@ def wrap_model(
     """Wrap the chunks for data parallelism and set the hooks that the schedules call."""
     parallel = config.parallel
     same = {"grad_reduce_in_fp32", "overlap_grad_reduce", "overlap_param_gather", "use_distributed_optimizer"}
-    settings = DistributedDataParallelConfig(
+    settings = distributed.DistributedDataParallelConfig(
         fp8_param_gather=config.precision.fp8_param_gather, **parallel.model_dump(include=same)
     )
     # Only the first chunk is cut into buckets, as in Megatron-LM (megatron/training/training.py): the
     # communication of later ones overlaps with compute anyway.
-    wrapped = [
-        DistributedDataParallel(
-            get_model_config(chunk), settings, chunk, disable_bucketing=index > 0, pg_collection=layout.groups
-        )
-        for index, chunk in enumerate(model)
-    ]
+    wrap = partial(DistributedDataParallel, ddp_config=settings, pg_collection=layout.groups)
+    chunks = enumerate(model)
+    wrapped = [wrap(get_model_config(one), module=one, disable_bucketing=n > 0) for n, one in chunks]
     if parallel.gradient_accumulation_fusion and has_transformer_engine():
         for chunk in model:  # now that the wrapper has made the gradient buffers
-            fuse_weight_gradients(chunk)
+            language_model.fuse_weight_gradients(chunk)
     schedule = get_model_config(model[0])
     schedule.finalize_model_grads_func = partial(finalize_model_grads, pg_collection=layout.groups)
     if parallel.overlap_grad_reduce:

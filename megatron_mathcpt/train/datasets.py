@@ -18,14 +18,10 @@ from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import DataError
 from megatron_mathcpt.formats.corpus_folder import SFT_KIND, sft_counts
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.log import get_logger
 from megatron_mathcpt.model.documents import Documents, context_positions, pack_documents
 from megatron_mathcpt.parallel import Layout
 
-INDEX = "sample index"  # kind of the folder of a blend's index
-_SHOWN_CHARACTERS = 60
 _SFT_FIELDS = ("tokens", "labels", "documents")
-logger = get_logger(__name__)
 Sample = dict[str, torch.Tensor]
 
 

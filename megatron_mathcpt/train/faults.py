@@ -88,11 +88,10 @@ def check_replicas(model: Iterable[torch.nn.Module], layout: Layout, step: int) 
     everyone: list[set[int]] = [set()] * dist.get_world_size()
     dist.all_gather_object(everyone, mismatched)
     if found := sorted(set().union(*everyone)):
-        raise TrainingDiverged(
-            f"after step {step} the weights of rank{'s' * (len(found) > 1)} {', '.join(map(str, found))} "
-            "differ from their replicas'; a device or link corrupts data: exclude it, and restart from "
-            "the last checkpoint"
-        )
+        ranks = f"rank{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
+        differ = f"after step {step} the weights of {ranks} differ from their replicas'"
+        remedy = "a device or link corrupts data: exclude it, and restart from the last checkpoint"
+        raise TrainingDiverged(f"{differ}; {remedy}")
 
 
 def _checksum(weights: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:

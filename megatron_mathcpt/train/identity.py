@@ -1,8 +1,7 @@
 """One tokenizer for all that a run reads: its corpora, packed samples and starting weights.
 
-Tokenizers are compared by hash, then by content, as other bytes may be the same one saved again. The begin
-token is compared by what the data's manifest says: corpora of older versions have none, whatever their
-tokenizer does.
+Tokenizers are compared by hash, then by content, as other bytes may be the same one saved again; the begin
+token by what the data's manifest says: older corpora have none, whatever their tokenizer does.
 """
 
 from dataclasses import dataclass
@@ -10,17 +9,11 @@ from pathlib import Path
 
 from megatron_mathcpt.config.experiment import ExperimentConfig
 from megatron_mathcpt.errors import DataError
+from megatron_mathcpt.formats import tokenizer_folder as tokenizers
 from megatron_mathcpt.formats.corpus_folder import KIND, corpus_counts
 from megatron_mathcpt.formats.files import hash_file
 from megatron_mathcpt.formats.manifest import load_manifest
-from megatron_mathcpt.formats.tokenizer_folder import (
-    FILE,
-    TokenizerCounts,
-    begin_token,
-    compare_tokenizers,
-    ids_of,
-    token_text,
-)
+from megatron_mathcpt.formats.tokenizer_folder import FILE, TokenizerCounts
 
 _SHOWN = 3
 
@@ -47,7 +40,7 @@ def of_weights(folder: Path, recorded: str | None) -> Tokens | None:
     """The tokenizer of weights in `folder`; None without it, and without a `recorded` hash of it."""
     file, whose = folder / FILE, "the model's tokenizer"
     if file.is_file():
-        return Tokens(file, hash_file(file), begin_token(file), None, whose, extensible=True)
+        return Tokens(file, hash_file(file), tokenizers.begin_token(file), None, whose, extensible=True)
     return None if recorded is None else Tokens(file, recorded, None, None, whose, extensible=True)
 
 
@@ -59,10 +52,9 @@ def check(config: ExperimentConfig, data: Path, theirs: Tokens) -> str:
     if theirs.sha256 != ours.sha256:
         file = next((file for file in map(_file_in, owners) if file.is_file()), None)  # packed samples: none
         if file is None or not theirs.file.is_file():
-            raise DataError(
-                f"{data}: its tokenizer (sha256 {ours.sha256[:12]}) is not {theirs.file}; {remedy}"
-            )
-        differ = compare_tokenizers(file, theirs.file)
+            own = f"its tokenizer (sha256 {ours.sha256[:12]})"
+            raise DataError(f"{data}: {own} is not {theirs.file}; {remedy}")
+        differ = tokenizers.compare_tokenizers(file, theirs.file)
         if not differ.extends or (differ.new and not theirs.extensible):
             raise DataError(f"{file}: this tokenizer differs from {theirs.file} ({differ}); {remedy}")
     if theirs.eos not in (None, ours.eos_id):  # tokenizer_config.json names it, which the hash is not of
@@ -70,9 +62,8 @@ def check(config: ExperimentConfig, data: Path, theirs: Tokens) -> str:
         raise DataError(f"{says}; {remedy}")
     if ours.bos_id == theirs.begin or not theirs.file.is_file():
         return ""
-    begins = [
-        f"token {number}" if number is not None else "no token" for number in (ours.bos_id, theirs.begin)
-    ]
+    both = ours.bos_id, theirs.begin
+    begins = [f"token {number}" if number is not None else "no token" for number in both]
     says = f"{data}: documents begin with {begins[0]}, texts of {theirs.file} with {begins[1]}"
     if theirs.extensible and any(_chooses(folder) for folder in owners):
         return f"{says}, as tokenizer.bos of the corpus says"
@@ -89,12 +80,11 @@ def new_rows(data: Path, tokenizer: TokenizerCounts, rows: int | None, theirs: T
     if theirs is not None:
         same = theirs.sha256 == tokenizer.sha256
         # Published weights may have more rows than their tokenizer has tokens.
-        return range(min(rows, tokenizer.vocab_size if same else ids_of(theirs.file)), tokenizer.vocab_size)
+        known = tokenizer.vocab_size if same else tokenizers.ids_of(theirs.file)
+        return range(min(rows, known), tokenizer.vocab_size)
     if tokenizer.vocab_size > rows:
-        raise DataError(
-            f"{data}: its tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {rows}; "
-            "build it with the model's tokenizer"
-        )
+        found = f"its tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {rows}"
+        raise DataError(f"{data}: {found}; build it with the model's tokenizer")
     return range(0)
 
 
@@ -105,9 +95,9 @@ def describe(config: ExperimentConfig, rows: range) -> list[str]:
     what = "1 new token begins" if len(rows) == 1 else f"{len(rows):,} new tokens begin"
     files = (file for file in map(_file_in, config.data.corpora) if file.is_file())
     file = next(files, None)
-    names = ", ".join(repr(token_text(file, number)) for number in rows[:_SHOWN]) if file else "not named"
+    shown = [repr(tokenizers.token_text(file, number)) for number in rows[:_SHOWN]] if file else ["not named"]
     more = ", ..." if len(rows) > _SHOWN else ""
-    return [f"{what} as the mean of the {rows.start:,} others: {names}{more}"]
+    return [f"{what} as the mean of the {rows.start:,} others: {', '.join(shown)}{more}"]
 
 
 def begin_text(config: ExperimentConfig, tokenizer: TokenizerCounts, weights: Path | None) -> str:
@@ -116,7 +106,7 @@ def begin_text(config: ExperimentConfig, tokenizer: TokenizerCounts, weights: Pa
         return ""
     files = [*map(_file_in, config.data.corpora), *([] if weights is None else [weights / FILE])]
     file = next((file for file in files if file.is_file()), None)
-    return token_text(file, tokenizer.bos_id) if file else f"token {tokenizer.bos_id}"
+    return tokenizers.token_text(file, tokenizer.bos_id) if file else f"token {tokenizer.bos_id}"
 
 
 def _file_in(folder: Path) -> Path:

@@ -154,10 +154,8 @@ def resolve_inputs(config: ExperimentConfig) -> Inputs:
     checked = [identity.check(config, data, theirs) for data in read_folders(config)] if theirs else []
     rows = identity.new_rows(read_folders(config)[-1], tokenizer, shape.vocab_size, theirs)
     if rows and config.init.load_optimizer:
-        raise ConfigError(
-            f"init.load_optimizer: the optimizer's state of {checkpoint} has no rows for the data's "
-            f"{len(rows)} new tokens; leave it out"
-        )
+        lacks = f"has no rows for the data's {len(rows)} new tokens"
+        raise ConfigError(f"init.load_optimizer: the optimizer's state of {checkpoint} {lacks}; leave it out")
     size = max(shape.vocab_size or 0, tokenizer.vocab_size)
     resolved = config.model_copy(update={"model": shape.model_copy(update={"vocab_size": size})})
     tokenizer = tokenizer.model_copy(update={"end_ids": tuple(sorted(ends))})
@@ -212,9 +210,8 @@ def _check_optimizer(config: ExperimentConfig, checkpoint: Path, manifest: Manif
     then = _config_in(checkpoint, manifest)
     for name in (MUST_STAY, "optimizer.name", "optimizer.no_weight_decay"):
         if (theirs := attrgetter(name)(then)) != attrgetter(name)(config):
-            raise ConfigError(
-                f"{name}: {checkpoint} was written with {theirs}; to load its optimizer it must be the same"
-            )
+            remedy = "to load its optimizer it must be the same"
+            raise ConfigError(f"{name}: {checkpoint} was written with {theirs}; {remedy}")
 
 
 def _read_before(
@@ -225,10 +222,8 @@ def _read_before(
     field = f"init.continue_data: {checkpoint} has read"
     if then.seed != config.seed:
         raise ConfigError(f"{field} in the order of seed {then.seed}; take that, or leave it out")
-    theirs, ours = (
-        {found for name, found in prints.items() if name.startswith("corpus")}
-        for prints in (manifest.inputs, fingerprints)
-    )
+    both = (manifest.inputs, fingerprints)
+    theirs, ours = ({one for name, one in each.items() if name.startswith("corpus")} for each in both)
     if not (theirs <= ours or ours <= theirs):
         raise ConfigError(f"{field} other data; name its corpora in data.corpus too, or leave it out")
     seen = Counter(counts.seen_before)
@@ -252,9 +247,8 @@ def _resolve_data(
     manifest = load_manifest(config.data.sft, "sft")
     sft, train = sft_counts(manifest), config.train
     if sft.seq_length != train.seq_length:
-        raise ConfigError(
-            f"train.seq_length: {train.seq_length}, but {config.data.sft} is packed to {sft.seq_length}"
-        )
+        packed = f"{config.data.sft} is packed to {sft.seq_length}"
+        raise ConfigError(f"train.seq_length: {train.seq_length}, but {packed}")
     available = sft.samples * train.seq_length
     check_passes(config, {config.data.sft.name: available})
     if train.train_epochs is not None:
@@ -345,7 +339,5 @@ def check_resumable(inputs: Inputs, checkpoint: Path) -> None:
         if manifest.inputs.get(name) != fingerprint
     ]
     if differences:
-        raise ConfigError(
-            f"{checkpoint}: cannot resume with a changed experiment ({'; '.join(differences)}); "
-            "undo the change or choose another --out"
-        )
+        what = f"cannot resume with a changed experiment ({'; '.join(differences)})"
+        raise ConfigError(f"{checkpoint}: {what}; undo the change or choose another --out")

@@ -1,8 +1,7 @@
 """The training loop: step, check, log, validate, save or stop; before it, the gate on the first loss.
 
 A slightly wrong weight conversion or tokenizer raises no error: training just starts from a higher loss. So
-the gate compares the loss of a few samples with transformers' on the same ones: the mean over other samples
-would vary by more than the allowed band.
+the gate compares the loss of a few samples with transformers' on these: that of others varies too much.
 """
 
 import gc
@@ -71,11 +70,8 @@ def train(state: TrainState, metrics: Metrics, stop: StopFlag, heartbeat: Callab
             # those that continue hang in its first collective.
             stopping = state.layout.any_true(stop.requested)
             ending = stopping or state.step == last
-            saving = (
-                ending
-                or state.step == state.phase.last_step
-                or is_due(state.step, config.checkpoint.interval)
-            )
+            ends_phase = state.step == state.phase.last_step
+            saving = ending or ends_phase or is_due(state.step, config.checkpoint.interval)
             validating = is_validation_step(state)
             # Flush before validating and saving: the window's tokens/s must not include their time, and a run
             # resumed from this checkpoint will not write the rows up to it again.
@@ -202,10 +198,9 @@ def check_initial_loss(state: TrainState, heartbeat: Callable[[], None]) -> None
         rows, source = state.inputs.new_rows, "transformers"
         expected = transformers_loss(state.inputs.hf, rows, samples, state.layout, heartbeat)
     if not abs(loss - expected) <= init.initial_loss_band:  # so that NaN fails too
-        raise CheckpointError(
-            f"initial loss {loss:.4f} is not within {init.initial_loss_band:g} of {expected:.4f} ({source}); "
-            "starting weights, tokenizer or data do not fit"
-        )
+        far = f"is not within {init.initial_loss_band:g} of {expected:.4f} ({source})"
+        fault = "starting weights, tokenizer or data do not fit"
+        raise CheckpointError(f"initial loss {loss:.4f} {far}; {fault}")
     if state.layout.is_writer:
         size = len(samples)
         logger.info("initial loss of %d samples: %.4f, expected %.4f (%s)", size, loss, expected, source)

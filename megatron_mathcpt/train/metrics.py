@@ -175,9 +175,8 @@ def with_losses(counts: RunCounts, run_folder: Path) -> RunCounts:
         losses = [row.loss for row in own if row.loss is not None]
         found = {"loss": sum(losses) / len(losses) if losses else None, "final_validation": _last(own)}
         phases[name], first = phase.model_copy(update=found), first + phase.steps
-    return counts.model_copy(
-        update={"final_validation": _last(rows), **({"phases": phases} if phases else {})}
-    )
+    more = {"phases": phases} if phases else {}
+    return counts.model_copy(update={"final_validation": _last(rows), **more})
 
 
 def _last(rows: Sequence[MetricRow]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """One optimizer step, and one forward-only pass: Megatron-Core's schedules over our microbatches.
 
-Losses stay [loss sum, tokens] pairs until they are reported: a mean of microbatch means would weight tokens
-unequally, and change with the layout.
+Losses stay [loss sum, tokens] pairs until they are reported: a mean of means would weight tokens by layout.
 """
 
 import math

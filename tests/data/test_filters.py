@@ -182,7 +182,7 @@ def many_digits(text: str, rules: Filter) -> filters.Drop | None:
 def test_a_new_filter_is_a_threshold_and_a_rule(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps that the docstring of data/filters.py lists, with the drop in the build's counts."""
+    """The steps that megatron_mathcpt/README.md lists, with the drop in the build's counts."""
     with (raw / "general.jsonl").open("a") as file:
         file.write('{"id": "pi", "text": "pi = 3.14159265358979323846264338327950288"}\n')
     before = build_corpus(Corpus.model_validate(corpus_settings(raw)), tmp_path / "before", workers=1)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from megatron_mathcpt.commands.corpus_verbs import inspect
 from megatron_mathcpt.commands.main import build_app
 from megatron_mathcpt.data import inspection
-from megatron_mathcpt.data.inspection import describe, find_documents, lengths, token_lengths, trace
+from megatron_mathcpt.data.inspection import find_documents, lengths, token_lengths, trace
 from megatron_mathcpt.errors import ConfigError, DataError, MathCptError
 from megatron_mathcpt.formats import corpus_folder
 from megatron_mathcpt.formats.corpus_folder import CorpusFolder, Kept, Selection, corpus_counts, open_corpus
@@ -159,13 +159,6 @@ def test_lengths_and_steps(root: Path, corpus: CorpusFolder) -> None:
     assert easy["title"] == "steps of 12 problems: their own number, or counted"
     assert easy["bars"] == [("0", 4), ("1", 4), ("2", 4)]
     assert (numina["total"], numina["bars"]) == (1, [("1", 1)])  # counted
-
-
-def test_distributions_by_hand() -> None:
-    found = describe([3, 8, 3, 0, 8, 21, 20], int.bit_length, str)
-    assert (found["total"], found["mean"]) == (7, 9)
-    assert [*found["quantiles"].values()] == [0, 0, 3, 8, 20, 21, 21]
-    assert found["bars"] == [("0", 1), ("1", 0), ("2", 2), ("3", 0), ("4", 2), ("5", 2)]
 
 
 def dropped(corpus: CorpusFolder) -> dict[str, JsonObject]:

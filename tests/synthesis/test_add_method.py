@@ -1,4 +1,4 @@
-"""A fifth method, added to a copy of the package as `synthesis/__init__.py` says, run to accepted records."""
+"""A fifth method, added to a copy of the package as its README.md says, run to accepted records."""
 
 import json
 import os
