@@ -209,12 +209,12 @@ class StudyOptions:
         asked = Asked(self.scale, out, self.add or (), self.compare or (), self.only or ())
         return load_study(Path(config), asked, overrides)
 
-    def stages(self, study: "Study", processes: int | None, at_once: int = 1) -> "list[Stage]":
+    def stages(self, study: "Study", processes: int | None, *, concurrent: bool = False) -> "list[Stage]":
         """The stages of `study` that were asked for."""
         from megatron_mathcpt.experiment.stages import build_stages
 
         data, benchmarks = (path.resolve() if path else None for path in (self.data, self.benchmarks))
-        return build_stages(study, processes, data, benchmarks, self.only or (), at_once)
+        return build_stages(study, processes, data, benchmarks, self.only or (), concurrent=concurrent)
 
 
 def _address(config: str) -> str:
@@ -323,7 +323,7 @@ def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardwa
     from megatron_mathcpt.train.process import expects_gpu
 
     gpu, processes, start = expects_gpu(), processes or 2, time.monotonic()
-    stages = asked.stages(study, processes, 1 if gpu else study.at_once)
+    stages = asked.stages(study, processes, concurrent=study.concurrent_stages and not gpu)
     check_scored(study, hardware, asked.benchmarks)
     check_stages(study, stages, gpu=gpu)
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.

@@ -62,9 +62,9 @@ class DataSection(Section):
     Pools are found by their name in `corpus`, a folder or a list of them, of which only one may have it.
     `blend` weights are relative shares of the token budget; `max_epochs` limits how often each pool, or every
     one, is repeated (packed samples are named after their folder). `reset_attention_mask` restricts attention
-    to one document, as SFT samples always do; rotary embeddings depend on position differences only, so
-    positions need no reset. With `sft`, a folder of packed samples, the corpus is used for validation sets
-    only.
+    to one document, as SFT samples always do, also in validation; rotary embeddings depend on position
+    differences only, so positions need no reset. With `sft`, a folder of packed samples, the corpus is used
+    for validation sets only.
     """
 
     corpus: Annotated[Path | tuple[Path, ...] | None, AfterValidator(_plain_if_one)] = None

@@ -70,7 +70,7 @@ class Study:
     comparisons: tuple[tuple[str, str], ...]
     mixtures: Mapping[str, MixtureSearch]
     published: bool
-    at_once: int = 1
+    concurrent_stages: bool = False
 
     def inside(self, path: object) -> Path | None:
         """`path` below the folder of results; None if it lies elsewhere or is no path."""
@@ -179,7 +179,7 @@ def load_study(path: Path, asked: Asked = Asked(), overrides: Sequence[str] = ()
             for name, node in reader.mixtures.items()
         },
         published=file.report.study,
-        at_once=at.at_once or file.at_once,
+        concurrent_stages=file.concurrent_stages if at.concurrent_stages is None else at.concurrent_stages,
     )
     pairs = pairs_of(file.report.comparisons)
     pairs += [(run, rest) for run, name in annealed.items() if run != (rest := name + REST)]

@@ -159,8 +159,8 @@ class ReportNode(Section):
 class Scale(Section):
     """The same study at another size: sections that replace the study's, and further changes to its rows.
 
-    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures`, `evaluation`, `seeds` and `at_once` replace
-    the study's.
+    `out`, `corpora`, `synthesis`, `microanneals`, `mixtures`, `evaluation`, `seeds` and `concurrent_stages`
+    replace the study's.
     `set` applies to the complete file of every run, before its row's own changes. An entry of `runs` or
     `corpus` changes the row of that name after its own changes, removes it (null), or is new and comes first.
     """
@@ -175,7 +175,7 @@ class Scale(Section):
     mixtures: dict[Name, Mixture] | None = None
     evaluation: EvaluationNode | None = None
     seeds: int | None = Field(default=None, ge=1)
-    at_once: int | None = Field(default=None, ge=1)
+    concurrent_stages: bool | None = None
 
 
 class StudyFile(Section):
@@ -187,9 +187,9 @@ class StudyFile(Section):
     configs/paper/baselines.yaml has these alone. `microanneals` and `mixtures` are many runs each
     (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
     `report` what is compared; `scale` has other sizes by name. With `seeds` of 2 or more each run is trained
-    that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them. On CPUs
-    `mathcpt run` has `at_once` stages at work at a time, each with that part of the processes, or as many as
-    its layout has.
+    that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them. With
+    `concurrent_stages` a run has only the processes of its layout in `mathcpt run` on CPUs, and as many
+    stages as there are processes for are at work at a time.
     """
 
     name: Name
@@ -206,7 +206,7 @@ class StudyFile(Section):
     evaluation: EvaluationNode
     report: ReportNode = ReportNode()
     seeds: int = Field(default=1, ge=1)
-    at_once: int = Field(default=1, ge=1)
+    concurrent_stages: bool = False
     scale: dict[Name, Scale] = Field(default_factory=dict)
 
     def check_together(self) -> None:

@@ -110,18 +110,19 @@ def build_stages(
     data: Path | None = None,
     benchmarks: Path | None = None,
     only: Sequence[str] = (),
-    at_once: int = 1,
+    *,
+    concurrent: bool = False,
 ) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these need, and their report.
 
-    Each run's layout must fit its processes: `processes` (None: not decided yet), or a part of them so that
-    `at_once` stages run at a time. `data` has the user's own corpora, `benchmarks` the benchmark sets. Raises
-    `ConfigError` for a path that no stage makes, for a run that cannot be trained, and for a cycle.
+    Each run's layout must fit `processes` (None: not decided yet), which it has all unless stages are
+    `concurrent`. `data` has the user's own corpora, `benchmarks` the benchmark sets. Raises `ConfigError` for
+    a path that no stage makes, for a run that cannot be trained, and for a cycle.
     """
     if data and not study.corpora:
         raise ConfigError(f"--data {data}: takes effect in a study that makes its raw pools (`corpora:`)")
     planner = _Planner(study, benchmarks)
-    found = (_placed(stage, study, processes or 2, at_once) for stage in planner.stages(data))
+    found = (_placed(stage, study, processes or 2, concurrent=concurrent) for stage in planner.stages(data))
     stages = _in_order(list(found))
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     # Without `only` all but builds that nothing reads, such as those of variants that are not named.
@@ -132,18 +133,16 @@ def build_stages(
     for run in [stage for stage in kept if stage.kind == "run"]:
         _check_run(study, run.name, processes and run.processes)
     report = planner.report([stage.name for stage in kept])
-    return [*kept, _placed(report, study, processes or 2, at_once)]
+    return [*kept, _placed(report, study, processes or 2, concurrent=concurrent)]
 
 
-def _placed(stage: Stage, study: Study, processes: int, at_once: int) -> Stage:
-    """`stage` with all `processes`, or if it can share them the part that leaves room for others."""
-    if stage.kind not in _SHARING:
-        return replace(stage, processes=processes)
-    part = max(1, processes // at_once)
-    if stage.kind == "run":
-        part = max(part, study.runs[stage.name].config.parallel.model_size)
-        stage = replace(stage, command=(*stage.command, "--processes", str(part)))
-    return replace(stage, processes=part)
+def _placed(stage: Stage, study: Study, processes: int, *, concurrent: bool) -> Stage:
+    """`stage` with all `processes`, or with those that it needs if it can leave room for others."""
+    run = study.runs[stage.name].config if stage.kind == "run" else None
+    if concurrent and stage.kind in _SHARING:
+        processes = run.parallel.model_size if run else 1
+    command = (*stage.command, "--processes", str(processes)) if run else stage.command
+    return replace(stage, command=command, processes=processes)
 
 
 def _check_run(study: Study, name: str, processes: int | None) -> None:

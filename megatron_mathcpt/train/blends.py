@@ -23,7 +23,7 @@ from megatron_mathcpt.formats.files import hash_json
 from megatron_mathcpt.formats.manifest import load_manifest, verify_hashes, write_manifest
 from megatron_mathcpt.formats.run_folder import INDEX_CACHE
 from megatron_mathcpt.log import get_logger
-from megatron_mathcpt.train.datasets import Sample, SftDataset, dataset_prefix, open_array
+from megatron_mathcpt.train.datasets import Sample, SftDataset, dataset_prefix, document_numbers, open_array
 from megatron_mathcpt.train.inputs import Inputs
 
 INDEX = "sample index"  # kind of the folder of a run's index
@@ -46,8 +46,7 @@ class AnnotatedBlend(Dataset[Sample]):
         if self._sources:
             sample["sources"] = torch.full_like(sample["tokens"], int(self.dataset_index[index]))
         if self._eos_id is not None:
-            ends = sample["tokens"] == self._eos_id  # each belongs to the document it ends
-            sample["documents"] = ends.cumsum(0) - ends.long()
+            sample["documents"] = document_numbers(sample["tokens"], self._eos_id)
         return sample
 
 

@@ -119,14 +119,14 @@ def build(inputs: Inputs, layout: Layout, run_folder: Path) -> TrainState:
         for line in inputs.summary(resumed):
             logger.info("%s: %s", config.name, line)
     state = TrainState(
-        inputs, layout, run_folder, model, optimizer, phases, datasets, _validation(own), guard, saver
+        inputs, layout, run_folder, model, optimizer, phases, datasets, _validation(own, inputs), guard, saver
     )
     state.step, state.number = counts.step, number
     return state
 
 
-def _validation(config: ExperimentConfig) -> dict[str, ValidationSet]:
-    return {pool: ValidationSet(config, pool) for pool in config.validation.sets}
+def _validation(config: ExperimentConfig, inputs: Inputs) -> dict[str, ValidationSet]:
+    return {pool: ValidationSet(config, pool, inputs.eos_id) for pool in config.validation.sets}
 
 
 def enter_phase(state: TrainState) -> bool:
@@ -134,7 +134,7 @@ def enter_phase(state: TrainState) -> bool:
     if state.step < state.phase.last_step or state.phase is state.phases[-1]:
         return False
     before, state.number = state.config.model, state.number + 1
-    state.validation = _validation(state.config)
+    state.validation = _validation(state.config, state.inputs)
     # Other data and another length have other losses, which are no spikes.
     state.guard.state.losses, state.guard.state.norms = [], []
     assert state.config.model is not None

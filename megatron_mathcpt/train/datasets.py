@@ -162,11 +162,21 @@ def microbatches(
             yield batch.to(layout.device)
 
 
-class ValidationSet:
-    """A pool's validation split cut into sequences in order, so that each token is predicted exactly once."""
+def document_numbers(tokens: torch.Tensor, eos_id: int) -> torch.Tensor:
+    """Each token's document [tokens], from 0; an end of text belongs to the document it ends."""
+    ends = tokens == eos_id
+    return ends.cumsum(0) - ends.long()
 
-    def __init__(self, config: ExperimentConfig, pool: str) -> None:
+
+class ValidationSet:
+    """A pool's validation split cut into sequences in order, so that each token is predicted exactly once.
+
+    Attention stays within documents, which end with `eos_id`, if it does so in training.
+    """
+
+    def __init__(self, config: ExperimentConfig, pool: str, eos_id: int) -> None:
         prefix, self._length = dataset_prefix(config, pool, "validation"), config.train.seq_length
+        self._eos_id = eos_id if config.data.document_attention else None
         dtype = IndexedDataset(prefix, mmap=True).index.dtype
         self._tokens = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r")
         samples = -(-(len(self._tokens) - 1) // self._length)
@@ -181,4 +191,7 @@ class ValidationSet:
         positions = torch.arange(length)
         mask = (positions < len(text) - 1).float()
         text = torch.nn.functional.pad(text, (0, length + 1 - len(text)))
-        return {"tokens": text[:-1], "labels": text[1:], "loss_mask": mask, "position_ids": positions}
+        tokens, labels = text[:-1], text[1:]
+        sample = {"tokens": tokens, "labels": labels, "loss_mask": mask, "position_ids": positions}
+        more = {} if self._eos_id is None else {"documents": document_numbers(tokens, self._eos_id)}
+        return sample | more

@@ -74,16 +74,17 @@ def stages(
     return {stage.name: stage for stage in built}
 
 
-def test_two_stages_at_once_share_the_processes_if_their_layout_lets_them() -> None:
+def test_concurrent_stages_have_the_processes_of_their_layout_or_one() -> None:
     quickstart = load_study(CONFIGS / "tiny" / "quickstart.yaml")
-    assert quickstart.at_once == 2
-    found = {stage.name: stage for stage in build_stages(quickstart, 2, at_once=2)}
-    shared = {name for name, stage in found.items() if stage.processes == 1}
+    assert quickstart.concurrent_stages
+    found = {stage.name: stage for stage in build_stages(quickstart, 2, concurrent=True)}
+    narrow = {name for name, stage in found.items() if stage.processes == 1}
     scored = {f"{run}/{part}" for run in ("base", "base1", "base2") for part in ("hf", "evaluation")}
-    assert shared == {"base1", "base2"} | scored
+    assert narrow == {"base1", "base2"} | scored
     assert found["base"].command[-2:] == ("--processes", "2")
     assert found["base2"].command[-2:] == ("--processes", "1")
-    assert {stage.processes for stage in build_stages(quickstart, 2)} == {2}
+    with pytest.raises(ConfigError, match="global_batch_size: 1 is not divisible"):
+        build_stages(quickstart, 2)
 
 
 def test_the_megatron_back_end_scores_runs_without_an_export(tmp_path: Path) -> None:

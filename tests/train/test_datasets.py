@@ -61,7 +61,7 @@ def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, le
     tokens = np.arange(100, 130)
     write_indexed_dataset(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
     train, data = {"seq_length": length}, {"corpus": str(tmp_path)}
-    validation = ValidationSet(config_of(train=train, data=data), "a")
+    validation = ValidationSet(config_of(train=train, data=data), "a", 111)
     assert len(validation) == size
     pairs = []
     for sample in (validation[index] for index in range(size)):
@@ -70,7 +70,17 @@ def test_validation_sees_each_token_once(config_of: ConfigOf, tmp_path: Path, le
         assert all(len(value) == length for value in sample.values())
     assert pairs == np.stack([tokens[:-1], tokens[1:]], 1).tolist()
     most = config_of(train=train, data=data, validation={"samples": 2})
-    assert len(ValidationSet(most, "a")) == min(2, size)
+    assert len(ValidationSet(most, "a", 111)) == min(2, size)
+
+
+def test_validation_stays_within_documents_if_training_does(config_of: ConfigOf, tmp_path: Path) -> None:
+    tokens = np.arange(100, 130)
+    write_indexed_dataset(tmp_path / "datasets/a/validation", [tokens[:12].tolist(), tokens[12:].tolist()])
+    train, data = {"seq_length": 10}, {"corpus": str(tmp_path)}
+    assert "documents" not in ValidationSet(config_of(train=train, data=data), "a", 111)[0]
+    apart = ValidationSet(config_of(train=train, data=data | {"reset_attention_mask": True}), "a", 111)
+    numbers = [apart[index]["documents"].tolist() for index in range(3)]
+    assert numbers == [[0] * 10, [0, 0, *[1] * 8], [0] * 10]  # 111, the end of the first, is its last token
 
 
 def test_documents_of_a_sample_end_with_eos_and_pools_are_numbered() -> None:
