@@ -39,6 +39,7 @@ STUDIES: dict[str, Any] = {
     },
     "paper/study.yaml": {
         "scale": "tiny",
+        "seeds": 1,
         "runs": {
             "base": MODEL | TOKENS,
             "base1": TOKENS,

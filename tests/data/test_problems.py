@@ -149,10 +149,16 @@ def test_splits_share_no_template_with_the_same_numbers(
     assert len(keys(held_out)) > 200  # and evaluation is not one pair over and over
 
 
-def test_the_split_takes_about_its_share_of_the_pairs() -> None:
+def test_the_split_takes_two_of_seven_pairs_and_no_number_whole() -> None:
     chance, gain = random.Random(0), load_templates().templates["gain"]
-    pairs = {instance_key("gain", gain.draw(chance, small=None)) for _ in range(3000)}
-    assert 0.12 < sum(is_held_out(pair, 0.15) for pair in pairs) / len(pairs) < 0.18
+    drawn = [gain.draw(chance, small=None) for _ in range(3000)]
+    assert 0.26 < sum(is_held_out("gain", numbers) for numbers in drawn) / len(drawn) < 0.31
+    for name in ("gain", "together", "boxes", "cost", "distance", "outfits"):
+        table = [
+            [is_held_out(name, {"a": Fraction(a), "b": Fraction(b)}) for b in range(2, 7)]
+            for a in range(2, 7)
+        ]
+        assert max(map(sum, (*table, *zip(*table, strict=True)))) <= 2  # of five: training has the others
     assert instance_key("gain", {"b": Fraction(2), "a": Fraction(1)}) == "gain(a=1,b=2)"
 
 
