@@ -16,11 +16,11 @@ from megatron_mathcpt.formats.manifest import FILE_NAME, Manifest, load_manifest
 from megatron_mathcpt.formats.output_folder import locked_folder
 from megatron_mathcpt.log import Cell, clock, get_logger, reporting
 from megatron_mathcpt.report import figures
-from megatron_mathcpt.report.comparison import ALPHA, POOLED, Pair
+from megatron_mathcpt.report.comparison import ALPHA, LEAST_ITEMS, POOLED, Pair
 from megatron_mathcpt.report.figures import Plot, bar_plot, interval_plot, line_plot
 from megatron_mathcpt.report.mathematics import mathematics
 from megatron_mathcpt.report.origins import find_manifests, find_origins
-from megatron_mathcpt.report.read import load_runs
+from megatron_mathcpt.report.read import NUMBER_OF_STEPS, load_runs
 from megatron_mathcpt.report.results import build_results, build_timings, build_versions
 from megatron_mathcpt.report.synthesized import first_malformed, length_plots
 
@@ -138,6 +138,7 @@ def render(report: Mapping[str, Any], title: str, up: str) -> str:
         pools=sorted(pools),
         score_plots=_score_plots(results, colours),
         token_plot=_token_plot(runs, colours),
+        step_plots=_step_plots(results, colours),
         longest=sorted(report["timings"]["stage_seconds"].values())[-MAX_TIMES:],
         many_comparisons=len(results["comparisons"]) > MAX_INTERVAL_ROWS,
         with_bits={task for task, score in scores if score["bits_per_byte"] is not None},
@@ -211,6 +212,20 @@ def _token_plot(runs: Mapping[str, Any], colours: Mapping[str, int]) -> Plot | N
         if run["total"]
     ]
     return line_plot("accuracy, all tasks", points, from_zero=False)
+
+
+def _step_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
+    """Accuracy and bits per byte against the number of reasoning steps, if three have enough items."""
+    titles = {"accuracy": ("accuracy in %", 100), "bits_per_byte": ("bits per byte", 1)}
+    curves: dict[str, list[figures.Curve]] = {title: [] for title, _ in titles.values()}
+    for name, run in results["runs"].items():
+        shares = [(steps, run["subsets"].get(steps)) for steps in results["subsets"].get(NUMBER_OF_STEPS, ())]
+        found = [(float(steps.split()[0]), one) for steps, one in shares if one and one["n"] >= LEAST_ITEMS]
+        for field, (title, times) in titles.items():
+            points = [(steps, times * one[field]) for steps, one in found if one[field] is not None]
+            curves[title].append((name, colours[name], points))
+    several = {title: lines for title, lines in curves.items() if any(len(line) > 2 for _, _, line in lines)}
+    return [plot for title, lines in several.items() if (plot := line_plot(title, lines, from_zero=False))]
 
 
 def _loss_plots(runs: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:

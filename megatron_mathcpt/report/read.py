@@ -42,7 +42,8 @@ _NUMBERS = (*(f"{number} step{'s' * (number != 1)}" for number in range(12)), "1
 _KINDS = {"school stage": _STAGES, "steps": tuple(name for name, _ in _STEPS)}
 _KINDS |= {"level": _LEVELS, "language": tuple(_LANGUAGES.values())}
 SUBSETS = tuple(chain(*_KINDS.values()))  # that are tested
-_KINDS["number of steps"] = _NUMBERS
+NUMBER_OF_STEPS = "number of steps"
+_KINDS[NUMBER_OF_STEPS] = _NUMBERS
 MAX_SUBJECTS = 30  # of a set; with more the field is no subject
 LIST_HEADINGS = ("run", "state", "steps", "tokens", "loss", "validation loss", "accuracy in %", "begin")
 

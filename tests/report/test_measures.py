@@ -165,17 +165,28 @@ def test_a_result_that_either_measure_contradicts_is_contradicted(root: Path) ->
     )
 
 
+def answer_cells(root: Path) -> tuple[list[str], str]:
+    """The cells of base2 in the page's table of answers, and their HTML."""
+    text = (root / "report" / "index.html").read_text("utf-8")
+    row = text[text.index('id="answer-table"') :].split("</tr>")[2]
+    return [re.sub(r"<br>.*|<.*?>", "", cell) for cell in row.split("</td>")], row
+
+
 def test_answers_are_counted_over_all_tasks_and_forms(root: Path) -> None:
     answers = results_of(root)["runs"]["base2"]["answers"]
     assert answers["methods"] == {"none": 177, "box": 3}
     assert (answers["mean_tokens"], answers["cut"]) == (20.5, pytest.approx(6 / 180))
     # one right answer of each task has a false equation; the task without a right one does not count
     assert (answers["right"], answers["right_with_false_equation"]) == (3, pytest.approx(2 / 3))
-    text = (root / "report" / "index.html").read_text("utf-8")
-    row = text[text.index('id="answer-table"') :].split("</tr>")[2]
-    cells = [re.sub(r"<br>.*|<.*?>", "", cell) for cell in row.split("</td>")]
-    assert cells[1:3] == ["1.7", "98.3"] and cells[3:7] == ["20.5", "0.0", "3.3", "66.7"]
+    cells, row = answer_cells(root)
+    assert cells[1:3] == ["1.7", "98.3"] and cells[3:6] == ["20.5", "3.3", "66.7"]
     assert "2 of 3</small>" in row
+    # A column that is zero for all is left out.
+    path = root / "base1" / "evaluation" / "results.json"
+    path.write_text(path.read_text().replace('"mean_thinking_tokens": 0.0', '"mean_thinking_tokens": 3.0'))
+    write_manifest(path.parent, "evaluation", inputs={}, counts={}, config={})
+    results_of(root)
+    assert answer_cells(root)[0][3:7] == ["20.5", "0.0", "3.3", "66.7"]
 
 
 def damage(
@@ -215,3 +226,22 @@ def test_few_shot_bits_count_if_they_are_the_only_ones_and_forms_have_the_same_i
     write_manifest(path.parent, "evaluation", inputs={}, counts={}, config={})
     with pytest.raises(MathCptError, match=r"_few_shot.jsonl: other items than .*samples_gsm8k_en.jsonl"):
         load_runs(root, ["base1"])
+
+
+def test_both_measures_are_drawn_against_the_number_of_steps(root: Path) -> None:
+    subsets = results_of(root)["runs"]["base2"]["subsets"]
+    html = (root / "report" / "index.html").read_text(encoding="utf-8")
+    for title, field, times in (("accuracy in %", "accuracy", 100), ("bits per byte", "bits_per_byte", 1)):
+        start = html.index(f'aria-label="{title} against steps"')
+        plot = html[start : html.index("</figure>", start)]
+        across, down = (list(map(float, found.split())) for found in re.findall(r'data-[xy]="(.*?)"', plot))
+        line = re.search(r'data-run="base2" d="M(.*?)"', plot)
+        assert line is not None
+        drawn = np.array([pair.split(",") for pair in line[1].split("L")], dtype=float)
+        steps = np.interp(drawn[:, 0], [0, 100], across)
+        values = np.interp(drawn[:, 1], [down[3], down[2]], [down[1], down[0]])
+        assert steps == pytest.approx([2, 3, 4, 5, 6], abs=0.01)
+        expected = [times * subsets[f"{number} steps"][field] for number in range(2, 7)]
+        assert values == pytest.approx(expected, abs=0.001 * (down[1] - down[0]))
+        ticks = re.findall(r'text-anchor="middle">(.*?)<', plot)
+        assert ticks == ["2", "3", "4", "5", "6"]
