@@ -118,7 +118,7 @@ def test_a_program_by_its_older_name_is_a_verb(shim: str) -> None:
         ("dry-run precision.fp8=e4m3 --gpus 8", "give the YAML file of an experiment too"),
         (f"run {BASE}", "is one run; give its folder with --out"),
         (f"run {STUDY} --out {BASE}", "cannot be written"),
-        (f"run {STUDY} --processes 3 --out OUT", "runs.base: world size"),
+        (f"run {STUDY} --processes 1 --out OUT", "runs.base: world size"),
         (f"dry-run {BASE} --gpus 2 --out OUT", "takes effect in a study"),
         ("dry-run configs/paper/study.yaml --data OUT", "takes effect in a study that makes its raw pools"),
         (f"show {STUDY}", "is a study; name a run as configs/tiny/quickstart.yaml:RUN; there are: base,"),

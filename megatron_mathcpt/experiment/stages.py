@@ -131,7 +131,7 @@ def build_stages(
         needed.update(stage.needs if stage.name in needed else ())
     kept = [stage for stage in stages if stage.name in needed]
     for run in [stage for stage in kept if stage.kind == "run"]:
-        _check_run(study, run.name, processes and run.processes)
+        _check_run(study, run.name, processes and min(processes, run.processes))
     report = planner.report([stage.name for stage in kept])
     return [*kept, _placed(report, study, processes or 2, concurrent=concurrent)]
 
