@@ -209,12 +209,12 @@ class StudyOptions:
         asked = Asked(self.scale, out, self.add or (), self.compare or (), self.only or ())
         return load_study(Path(config), asked, overrides)
 
-    def stages(self, study: "Study", processes: int | None, *, concurrent: bool = False) -> "list[Stage]":
-        """The stages of `study` that were asked for."""
+    def stages(self, study: "Study", processes: int | None, *, local: bool = True) -> "list[Stage]":
+        """The stages of `study` that were asked for, to run here or on a cluster."""
         from megatron_mathcpt.experiment.stages import build_stages
 
         data, benchmarks = (path.resolve() if path else None for path in (self.data, self.benchmarks))
-        return build_stages(study, processes, data, benchmarks, self.only or (), concurrent=concurrent)
+        return build_stages(study, processes, data, benchmarks, self.only or (), local=local)
 
 
 def _address(config: str) -> str:
@@ -323,12 +323,12 @@ def run_study(study: "Study", asked: StudyOptions, processes: int | None, hardwa
     from megatron_mathcpt.train.process import expects_gpu
 
     gpu, processes, start = expects_gpu(), processes or 2, time.monotonic()
-    stages = asked.stages(study, processes, concurrent=study.concurrent_stages and not gpu)
+    stages = asked.stages(study, processes)
     check_scored(study, hardware, asked.benchmarks)
     check_stages(study, stages, gpu=gpu)
     # SIGTERM becomes an exception, so that the running stage is stopped before this process exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    outcomes = run_stages(stages, study.out, processes)
+    outcomes = run_stages(stages, study.out, 1 if gpu else processes)  # all stages use the first GPUs
     ran = sum(outcome.state == "ran" for outcome in outcomes)
     echo(f"{ran} stages in {(time.monotonic() - start) / 60:.1f} min", err=True)
     status = next((outcome.status for outcome in outcomes if outcome.status), 0)
@@ -369,7 +369,7 @@ def submit(
     is_here = not (place.container or place.setup_script) and which(place.python) == sys.executable
     study = asked.study(config, overrides, out)
     if study is not None:
-        stages = asked.stages(study, place.world_size)
+        stages = asked.stages(study, place.world_size, local=False)
         if dry_run:
             jobs = (slurm.stage_job(stage, place, study.out) for stage in stages)
             echo("\n".join(slurm.render(job, place) for job in jobs))

@@ -188,7 +188,7 @@ class StudyFile(Section):
     (config/data_search.py); configs/recipes/study.yaml has both. `evaluation` says how all are scored,
     `report` what is compared; `scale` has other sizes by name. With `seeds` of 2 or more each run is trained
     that often, as NAME, NAME_seed2, ..., from the parents of its seed, and the report pools them. With
-    `concurrent_stages` a run has only the processes of its layout in `mathcpt run` on CPUs, and as many
+    `concurrent_stages` a run has only the processes of its layout in `mathcpt run`, and on CPUs as many
     stages as there are processes for are at work at a time.
     """
 

@@ -141,8 +141,8 @@ def instance_key(name: str, numbers: Values) -> str:
 def is_held_out(name: str, numbers: Values) -> bool:
     """Whether a template with its numbers is for evaluation, as two of seven are.
 
-    Not by a hash of both: by chance it holds out all that have some number, such as each price of 6, and a
-    model that saw none does not write it. A residue of a weighted sum changes with each number.
+    Not by a hash of both, which by chance takes all that have some number, such as each price of 6: a model
+    that saw none does not write it. A residue of a weighted sum changes with each number.
     """
     values = [numbers[number] for number in sorted(numbers)]
     total = sum(place * (value.numerator + 3 * value.denominator) for place, value in enumerate(values, 1))

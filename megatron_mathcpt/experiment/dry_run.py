@@ -71,7 +71,9 @@ def plan_runs(
         except MathCptError as error:
             unknown[name] = error
             continue
-        plans[name] = plan_run(config, gpus, hardware, tokens)
+        concurrent = study is not None and study.concurrent_stages
+        own = config.parallel.model_size if concurrent else gpus
+        plans[name] = plan_run(config, own, hardware, tokens)
         origins.setdefault(origin, []).append(name)
     if unknown and not plans:
         raise next(iter(unknown.values()))

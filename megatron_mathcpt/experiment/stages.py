@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ from megatron_mathcpt.records import JsonObject
 from megatron_mathcpt.report.mixture_search import CHECK
 
 _RESULTS = ("data.corpus", "data.sft", "init.checkpoint")  # fields of a run that name folders we wrote
-_SHARING = ("run", "average", "hf", "evaluation", "sft")  # kinds that can be at work beside other stages
+_SHARING = ("run", "average", "hf", "evaluation", "sft")  # kinds that can run while others do
 
 
 class Config(NamedTuple):
@@ -111,19 +112,19 @@ def build_stages(
     benchmarks: Path | None = None,
     only: Sequence[str] = (),
     *,
-    concurrent: bool = False,
+    local: bool = True,
 ) -> list[Stage]:
     """All stages of `study`, each after those it needs; with `only`, what these need, and their report.
 
-    Each run's layout must fit `processes` (None: not decided yet), which it has all unless stages are
-    `concurrent`. `data` has the user's own corpora, `benchmarks` the benchmark sets. Raises `ConfigError` for
+    Each run's layout must fit `processes` (None: not decided yet), which it has all unless `local` stages are
+    concurrent. `data` has the user's own corpora, `benchmarks` the benchmark sets. Raises `ConfigError` for
     a path that no stage makes, for a run that cannot be trained, and for a cycle.
     """
     if data and not study.corpora:
         raise ConfigError(f"--data {data}: takes effect in a study that makes its raw pools (`corpora:`)")
     planner = _Planner(study, benchmarks)
-    found = (_placed(stage, study, processes or 2, concurrent=concurrent) for stage in planner.stages(data))
-    stages = _in_order(list(found))
+    place = partial(_placed, study=study, processes=processes or 2, shared=local and study.concurrent_stages)
+    stages = _in_order([*map(place, planner.stages(data))])
     needed = {f"{run}{part}" for run in only for part in ("", "/hf", "/evaluation")}
     # Without `only` all but builds that nothing reads, such as those of variants that are not named.
     needed |= set() if only else {stage.name for stage in stages if stage.kind != "corpus"}
@@ -132,14 +133,13 @@ def build_stages(
     kept = [stage for stage in stages if stage.name in needed]
     for run in [stage for stage in kept if stage.kind == "run"]:
         _check_run(study, run.name, processes and min(processes, run.processes))
-    report = planner.report([stage.name for stage in kept])
-    return [*kept, _placed(report, study, processes or 2, concurrent=concurrent)]
+    return [*kept, place(planner.report([stage.name for stage in kept]))]
 
 
-def _placed(stage: Stage, study: Study, processes: int, *, concurrent: bool) -> Stage:
-    """`stage` with all `processes`, or with those that it needs if it can leave room for others."""
+def _placed(stage: Stage, study: Study, processes: int, *, shared: bool) -> Stage:
+    """`stage` with all `processes`; if they are `shared`, with those it needs where others can run."""
     run = study.runs[stage.name].config if stage.kind == "run" else None
-    if concurrent and stage.kind in _SHARING:
+    if shared and stage.kind in _SHARING:
         processes = run.parallel.model_size if run else 1
     command = (*stage.command, "--processes", str(processes)) if run else stage.command
     return replace(stage, command=command, processes=processes)

@@ -26,6 +26,7 @@ from megatron_mathcpt.report.synthesized import first_malformed, length_plots
 
 _logger = get_logger(__name__)
 KIND = "report"
+Found = Mapping[str, Any]  # a part of report.json
 # How every page begins, by which one of ours is known.
 PAGE_START = (
     b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -103,23 +104,23 @@ def load_scores(out: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     return rows, [*(found["sentence"] for found in pooled), *describe_found(results, report["timings"])]
 
 
-def describe_found(results: Mapping[str, Any], timings: Mapping[str, Any]) -> list[str]:
+def describe_found(results: Found, timings: Found) -> list[str]:
     """Lines on what sources are worth and what searches found, from the content of report.json."""
     return _fill_template("search.txt.j2", results=results, timings=timings).splitlines()
 
 
-def _score_texts(score: Mapping[str, Any]) -> tuple[str, str]:
+def _score_texts(score: Found) -> tuple[str, str]:
     found = {end: score[end] for end in ("accuracy", "low", "high")}
     accuracy, low, high = map(figures.points, found.values())
     bits = score["bits_per_byte"]
     return Cell(found, f"{accuracy} ({low} to {high})"), Cell(bits, figures.number(bits))
 
 
-def _pooled(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _pooled(comparisons: Sequence[Found]) -> list[Found]:
     return [row for row in comparisons if row["task"] == POOLED]
 
 
-def render(report: Mapping[str, Any], title: str, up: str) -> str:
+def render(report: Found, title: str, up: str) -> str:
     """Render `index.html` from report.json; `up` is the path from the page to the results folder."""
     results = report["results"]
     runs, colours = results["runs"], report["colours"]
@@ -163,7 +164,7 @@ def _fill_template(template: str, **content: Any) -> str:
     return found.get_template(template).render(content)
 
 
-def _score_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
+def _score_plots(results: Found, colours: Mapping[str, int]) -> list[Plot]:
     """A plot for each task: every run's accuracy with its interval, all on one scale."""
     rows: dict[str, list[figures.Interval]] = {task: [] for task in results["tasks"]}
     scores = [(name, *found) for name, run in results["runs"].items() for found in run["scores"].items()]
@@ -177,7 +178,7 @@ def _score_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list
     return [interval_plot(task, found, 0.0, top) for task, found in rows.items() if found]
 
 
-def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
+def _search_plot(name: str, found: Found) -> Plot | None:
     """A dot for each run by its predicted and measured loss; proxies, held-out ones and the check differ."""
     runs = found["runs"] | {found["check"]: found["best"]}
     kinds = ((at >= found["proxies"]) + (at == len(runs) - 1) for at in range(len(runs)))
@@ -186,7 +187,7 @@ def _search_plot(name: str, found: Mapping[str, Any]) -> Plot | None:
     return line_plot(name, curves, from_zero=False)
 
 
-def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plot | None:
+def _difference_plot(comparisons: Sequence[Found], unit: str) -> Plot | None:
     """Difference and interval of every comparison; of only the pooled ones if there are too many."""
     shown = comparisons if len(comparisons) <= MAX_INTERVAL_ROWS else _pooled(comparisons)
     if not (shown := [row for row in shown if row["n"] >= MIN_ITEMS]):
@@ -204,7 +205,7 @@ def _difference_plot(comparisons: Sequence[Mapping[str, Any]], unit: str) -> Plo
     return interval_plot(f"{title}, {unit}", rows, min(ends), max(ends))
 
 
-def _token_plot(runs: Mapping[str, Any], colours: Mapping[str, int]) -> Plot | None:
+def _token_plot(runs: Found, colours: Mapping[str, int]) -> Plot | None:
     """Accuracy over all tasks against the tokens of mathematics that a run and its parents saw."""
     points = [
         (name, colours[name], [(float(run["mathematics_tokens"]), 100 * run["total"]["accuracy"])])
@@ -214,7 +215,7 @@ def _token_plot(runs: Mapping[str, Any], colours: Mapping[str, int]) -> Plot | N
     return line_plot("accuracy, all tasks", points, from_zero=False)
 
 
-def _step_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
+def _step_plots(results: Found, colours: Mapping[str, int]) -> list[Plot]:
     """Accuracy and bits per byte against the number of reasoning steps, if three have enough items."""
     titles = {"accuracy": ("accuracy in %", 100), "bits_per_byte": ("bits per byte", 1)}
     curves: dict[str, list[figures.Curve]] = {title: [] for title, _ in titles.values()}
@@ -228,7 +229,7 @@ def _step_plots(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[
     return [plot for title, lines in several.items() if (plot := line_plot(title, lines, from_zero=False))]
 
 
-def _loss_plots(runs: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plot]:
+def _loss_plots(runs: Found, colours: Mapping[str, int]) -> list[Plot]:
     curves: dict[str, list[figures.Curve]] = {"training loss": []}
     for name, run in runs.items():
         curves["training loss"].append((name, colours[name], run["train_loss"]))
@@ -237,7 +238,7 @@ def _loss_plots(runs: Mapping[str, Any], colours: Mapping[str, int]) -> list[Plo
     return [plot for title, lines in curves.items() if (plot := line_plot(title, lines))]
 
 
-def render_corpus(content: Mapping[str, Any]) -> str:
+def render_corpus(content: Found) -> str:
     """Render the page of a corpus from the content that data/inspection.py gathers."""
     plots = []
     for row in content["lengths"][:MAX_LENGTH_PLOTS]:

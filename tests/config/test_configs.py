@@ -90,7 +90,7 @@ def test_the_study_makes_all_that_its_runs_read_at_both_sizes() -> None:
     assert stages["corpus_seeds"].needs == ("corpus_base",)
     with pytest.raises(ConfigError, match="give --benchmarks"):
         build_stages(full, 64)
-    tiny = {stage.name: stage for stage in build_stages(TINY, 2, concurrent=True)}
+    tiny = {stage.name: stage for stage in build_stages(TINY, 2)}
     assert set(TINY.runs) == {
         f"{run}{seed}" for run in (*full.runs, "base") for seed in ("", "_seed2", "_seed3")
     }

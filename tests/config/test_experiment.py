@@ -28,7 +28,7 @@ SMALL = ["parallel.use_distributed_optimizer=true", "optimizer.use_precision_awa
     ("overrides", "world_size", "named"),
     [
         ([], 3, "world size"),
-        (["train.global_batch_size=6"], 4, "train.global_batch_size"),
+        (["train.global_batch_size=5"], 4, "train.global_batch_size"),
         (["parallel.tensor_model_parallel_size=16"], 16, "model.num_attention_heads"),
         (["model.num_query_groups=1"], 2, "model.num_query_groups"),
         (["model.ffn_hidden_size=511"], 2, "model.ffn_hidden_size"),
@@ -105,4 +105,4 @@ def test_layers_of_each_stage(sizes: dict[str, Any], layers: tuple[int, ...]) ->
 
 def test_budget_is_rounded_up_to_whole_steps() -> None:
     train = load_config(BASE, ExperimentConfig, ["train.train_tokens=4097"]).train
-    assert (train.tokens_per_step, train.train_steps, train.train_samples) == (2 * 512, 5, 10)
+    assert (train.tokens_per_step, train.train_steps, train.train_samples) == (512, 9, 9)

@@ -170,6 +170,7 @@ def test_a_file_with_a_wrong_section_shows_what_does_not_match_between_sections_
         "optimizer.min_lr=1.0",
         "checkpoint.keep_optimizer=true",
         "train.global_batch_size=5",
+        "train.micro_batch_size=2",
     ]
     with pytest.raises(ConfigError) as raised:
         load_run(BASE, wrong)

@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {
         "two": {"from": "one", "set": {"optimizer.lr": 2e-3, "data.blend.extra": 3.0}},
         "twin": {"from": "two", "set": {"data.blend": {"twin": 1.0}, "data.corpus": "runs/demo/more"}},
     },
-    "variants": {"wide": {"from": "one", "set": {"train.micro_batch_size": 1}}},
+    "variants": {"wide": {"from": "one", "set": {"logging.interval": 7}}},
     "evaluation": {"max_new_tokens": 8},
     "scale": {
         "half": {
@@ -82,7 +82,7 @@ def test_the_printed_run_is_complete_and_says_what_was_set_by_whom(path: Path, t
         "seed": "set by the command line; one.yaml has 1",
         "corpus": "in the folder of results, runs/half",
         "extra": "set by scale half",
-        "lr": "set by two; one.yaml has 0.003",
+        "lr": "set by two; one.yaml has 0.002",
     }
 
 
@@ -115,7 +115,7 @@ def test_tokens_expected_of_a_run_are_those_of_its_build(path: Path) -> None:
 def test_a_variant_is_there_when_it_is_named(path: Path) -> None:
     assert "wide" not in load_study(path).runs
     study = load_study(path, Asked(only=["wide"]))
-    assert [name for name, run in study.runs.items() if run.config.train.micro_batch_size == 1] == ["wide"]
+    assert [name for name, run in study.runs.items() if run.config.logging.interval == 7] == ["wide"]
 
 
 def test_each_seed_of_a_run_starts_from_the_parent_of_its_seed(path: Path) -> None:
@@ -331,7 +331,7 @@ def test_an_edition_has_scales_of_its_own(path: Path, tmp_path: Path) -> None:
     study = load_study(other, Asked("small"))
     assert [*study.runs] == ["one", "two", "twin"]
     one, two = study.runs["one"].config, study.runs["two"].config
-    assert (one.optimizer.lr, one.seed, two.data.blend["extra"]) == (3e-3, 8, 0.5)
+    assert (one.optimizer.lr, one.seed, two.data.blend["extra"]) == (2e-3, 8, 0.5)
     assert one.data.corpus == Path("runs/small").resolve() / "raw"
     with pytest.raises(ConfigError, match="no such scale; there are: small"):
         load_study(other, Asked("half"))

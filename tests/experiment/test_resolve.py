@@ -121,8 +121,8 @@ def test_a_run_of_a_study_has_the_shape_of_the_run_that_it_starts_from(
     assert base1[2] == "the shape of base's config, as it is not trained yet"
     lines = invoke("dry-run", f"{QUICKSTART}:base1", f"{QUICKSTART}:base", "--gpus", 2).stdout.splitlines()
     rows = {line.split()[0]: line.split() for line in lines if "TP" in line}
-    # 2,400,000 and 400,000 tokens in steps of 2 x 512: 2,343.75 and 390.6
-    assert (rows["base1"][1:3], rows["base"][1:3]) == (["5,469", "2.8M"], ["782", "400.4k"])
+    # 3,000,000 and 400,000 tokens in steps of 512: 5,859.4 and 781.25
+    assert (rows["base1"][1:3], rows["base"][1:3]) == (["5,860", "3M"], ["782", "400.4k"])
     assert lines[-1].startswith("<0.01 GPU-hours of training on h100, as the planner predicts: 0:")
     whole = invoke("dry-run", QUICKSTART, "--gpus", 2).stdout
     assert "base1, base2: the shape of base's config" in whole and "not planned" not in whole

@@ -77,14 +77,14 @@ def stages(
 def test_concurrent_stages_have_the_processes_of_their_layout_or_one() -> None:
     quickstart = load_study(CONFIGS / "tiny" / "quickstart.yaml")
     assert quickstart.concurrent_stages
-    found = {stage.name: stage for stage in build_stages(quickstart, 2, concurrent=True)}
+    found = {stage.name: stage for stage in build_stages(quickstart, 2)}
     narrow = {name for name, stage in found.items() if stage.processes == 1}
     scored = {f"{run}/{part}" for run in ("base", "base1", "base2") for part in ("hf", "evaluation")}
     assert narrow == {"base1", "base2"} | scored
     assert found["base"].command[-2:] == ("--processes", "2")
     assert found["base2"].command[-2:] == ("--processes", "1")
     with pytest.raises(ConfigError, match="global_batch_size: 1 is not divisible"):
-        build_stages(quickstart, 2)
+        build_stages(quickstart, 2, local=False)  # Slurm's jobs have all processes
 
 
 def test_the_megatron_back_end_scores_runs_without_an_export(tmp_path: Path) -> None:
