@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from itertools import pairwise
 from statistics import fmean, median_high
 from typing import Any
 
@@ -186,11 +187,12 @@ def _losses(found: dict[str, float] | None) -> dict[str, JsonValue]:
 
 
 def _curves(rows: Sequence[MetricRow]) -> dict[str, Any]:
-    """Losses against consumed tokens, thinned to about `MAX_POINTS`."""
+    """Losses against consumed tokens, thinned to `MAX_POINTS` at most."""
     points = [(float(row.consumed_tokens), row.loss) for row in rows if row.loss is not None]
-    # Training loss is noisy: it is averaged over windows, each plotted at its last row.
-    size = -(-len(points) // MAX_POINTS) or 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    # Training loss is noisy: it is averaged over windows of equal size, each plotted at its last row.
+    count = min(len(points), MAX_POINTS)
+    ends = [number * len(points) // count for number in range(count + 1)] if points else []
+    groups = [points[start:end] for start, end in pairwise(ends)]
     pools: dict[str, list[Point]] = {}
     for row in rows:
         for pool, loss in (row.validation or {}).items():
