@@ -49,3 +49,20 @@ def test_modules_of_the_current_folder_are_not_imported(tmp_path: Path, script: 
     assert not (downloads / "executed").exists()
     run([sys.executable, "-c", "import json"])
     assert (downloads / "executed").exists(), "what Python does without `-P`"
+
+
+def test_a_worker_loads_nothing_that_would_compile_and_collects_rarely() -> None:
+    """Both were a third of its start; with Python's own threshold there are ten times as many collections."""
+    code = """
+import gc, sys
+from megatron_mathcpt.own_python import collect_rarely
+collect_rarely()
+from megatron_mathcpt.cpu import use_cpu
+use_cpu()
+import megatron_mathcpt.train.loop
+print('torch._dynamo' in sys.modules, sum(one['collections'] for one in gc.get_stats()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    compiles, collections = done.stdout.split()
+    assert compiles == "False"
+    assert int(collections) < 200
