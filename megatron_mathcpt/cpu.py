@@ -56,7 +56,7 @@ def use_cpu() -> None:
 
 
 def _as_it_is(model: Callable[..., Any] | None = None, **_: object) -> Callable[..., Any]:
-    return model or (lambda function: function)
+    return (lambda function: function) if model is None else model
 
 
 def _patch_torch() -> None:
