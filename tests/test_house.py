@@ -12,7 +12,7 @@ PACKAGE = ROOT / "megatron_mathcpt"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 MODULES = [path for path in FILES if path.stem != "__init__"]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-MAX_LINES = 33_400  # of the package; a commit that raises it says why
+MAX_LINES = 33_410  # of the package; a commit that raises it says why
 MAX_FILES = 183
 MAX_ANY = 60
 LONGEST_FUNCTION = 70

@@ -140,3 +140,18 @@ def test_fp8_parameters_start_as_near_to_the_weights_as_their_format_allows(
         figure(f"{recipe}: largest relative error of a weight", max(errors.values()))
         # E4M3 keeps 3 bits behind the point: at most 1/16, on average 1/40.
         assert max(errors.values()) < 4e-2
+
+
+def test_bf16_gradients_are_scaled_by_a_number_in_fp32(weights: Path, layout: parallel.Layout) -> None:
+    """Megatron-Core's own wrapper has PyTorch round the number to bf16 first: 0.07 % for 12,345 tokens."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+
+    from megatron_mathcpt.train.components import ReplicatedModel
+
+    model, settings = ours(weights, layout), DistributedDataParallelConfig(grad_reduce_in_fp32=False)
+    wrapped = ReplicatedModel(model.config, settings, model, pg_collection=layout.groups)
+    (buffer,), scale = wrapped.buffers, 1.0 / torch.tensor(12_345, device=layout.device)
+    gradients = buffer.grad_data.normal_()
+    expected, rounded = (gradients.float() * scale).bfloat16(), gradients * scale.bfloat16()
+    wrapped.scale_gradients(scale)
+    assert torch.equal(buffer.grad_data, expected) and not torch.equal(expected, rounded)
