@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Checks the GPU path on one H100 or H200 in one call, without a network; the phases' limits add up to 545 seconds.
-#   bash tests/gpu_check.sh [ARCHIVE]       every phase
+# Checks the GPU path on one H100 or H200 in one call, without a network; its limits add up to 560 seconds.
+#   bash tests/gpu_check.sh [ARCHIVE]       every phase but 6 and 8
 #   PHASES="3 7" ROWS="bf16 fp8_current" bash tests/gpu_check.sh    some phases, and some rows of the speed phase
-# ARCHIVE (tar.xz of a folder site/) brings what the machine's Python lacks, such as Transformer Engine; without
-# it the environment of launch/gpu.sh is used as it is. Results go to $OUT (default runs/gpu_check): table.txt,
-# figures.jsonl, JSON files, log.txt. A phase that fails or exceeds its time limit never stops the rest.
+#   PHASES="0 6 8" bash tests/gpu_check.sh  a whole 1B model, and a small study with lm-eval: 10 minutes more
+# ARCHIVE (tar.xz of a folder site/) and PYTHONPATH bring what the machine's Python lacks, such as Transformer
+# Engine; without them the environment of launch/gpu.sh is used as it is. Results go to $OUT (default
+# runs/gpu_check): table.txt, figures.jsonl, JSON files, log.txt. A package that is missing ends the check at
+# once; a phase that fails or exceeds its time limit never stops the rest.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 2
@@ -13,7 +15,7 @@ mkdir -p "$OUT"
 PHASES=${PHASES:-0 1 2 3 4 5 7}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
-export MATHCPT_FIGURES=$OUT/figures.jsonl PYTHONUNBUFFERED=1 PYTHONPATH=$root
+export MATHCPT_FIGURES=$OUT/figures.jsonl PYTHONUNBUFFERED=1 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export CUDA_DEVICE_MAX_CONNECTIONS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export NVTE_FWD_LAYERNORM_SM_MARGIN=0 NVTE_BWD_LAYERNORM_SM_MARGIN=0 # margins are for overlapped communication
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True NCCL_GRAPH_REGISTER=0 # graphs need 0 with such segments
@@ -25,7 +27,7 @@ phase() {
   local number=$1 seconds=$2 name=$3 begin status
   shift 3
   case " $PHASES " in *" $number "*) ;; *) return ;; esac
-  if [ -n "${NO_GPU:-}" ] && [[ " 1 2 4 " == *" $number "* ]]; then
+  if [ -n "${NO_GPU:-}" ] && [[ " 1 2 4 6 8 " == *" $number "* ]]; then
     printf '%s\t%s\tno GPU\t0\t\n' "$number" "$name" >"$work/$number.$name.row"
     return
   fi
@@ -56,13 +58,19 @@ print("python", sys.version.split()[0], *(f"{name} {version}" for name, version 
 PYTHON
 }
 export -f unpack
-export work python
-if [ -n "${1:-}" ]; then export PYTHONPATH=$work/site:$root; fi
+export work python OUT
+if [ -n "${1:-}" ]; then export PYTHONPATH=$work/site:$PYTHONPATH; fi
 phase 0 30 versions bash -c 'unpack "$@"' unpack "${1:-}"
 
 imports=$work/imports.py
 cat >"$imports" <<'PYTHON'
+import sys
 import torch
+sys.path.insert(0, "tests/benchmarks")
+try:
+    import tests.train.conftest, eval_generation, gpu_training, saves
+except ModuleNotFoundError as error:
+    sys.exit(f"no package {error.name}: add it to PYTHONPATH, or use the environment of launch/gpu.sh")
 import transformer_engine.pytorch as te
 from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
 from megatron_mathcpt.model.language_model import has_transformer_engine
@@ -71,6 +79,7 @@ assert has_transformer_engine()
 print(torch.cuda.get_device_name(), "FP8", FP8GlobalStateManager.is_fp8_available())
 PYTHON
 PHASES="$PHASES 0" phase 0 45 import "$python" "$imports"
+if grep '^no package' "$work/0.import.log"; then exit 2; fi
 grep -q '	ok	' "$work/0.import.row" || export NO_TE=1
 if grep -q 'no GPU' "$work/0.import.log"; then export NO_GPU=1; fi
 if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # continue without Transformer Engine, with Megatron-Core's local layers
@@ -89,13 +98,22 @@ wait
 rows=${ROWS:-bf16 fp8_current fp8_blockwise fp8_delayed bf16,documents}
 if [ -n "${NO_TE:-}" ]; then rows="bf16 bf16,documents"; fi
 # shellcheck disable=SC2086 # the rows are words
-phase 3 170 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --microbatches 2 --rows $rows \
-  --steps "${STEPS:-8}" --out "$OUT/training.json"
+phase 3 185 speed "$python" tests/benchmarks/gpu_training.py --row-seconds 45 --no-ceilings --profile --rows $rows \
+  --steps "${STEPS:-6}" --out "$OUT/training.json"
 phase 7 50 generation "$python" tests/benchmarks/eval_generation.py --out "$OUT/generation.json"
 rows="bf16,unfused fp8_delayed,unfused" # deterministic, as the fused loss is not
 if [ -n "${NO_TE:-}" ]; then rows="bf16"; fi
 # shellcheck disable=SC2086
 phase 5 110 saves "$python" tests/benchmarks/saves.py --rows $rows --out "$OUT/saves.json"
+phase 6 100 whole_1b "$python" tests/benchmarks/gpu_training.py --row-seconds 40 --no-ceilings --shape llama3.2-1b \
+  --layers 16 --rows bf16 fp8_current fp8_blockwise --out "$OUT/whole_1b.json"
+study() { # its folder of 2 GB is not a result: the page and the last losses are
+  "$python" -m megatron_mathcpt run tests/gpu/study.yaml --out "$work/study" --processes 4 || return 1
+  cp "$work/study/report/index.html" "$OUT/study.html"
+  tail -qn 1 "$work"/study/base*/metrics.jsonl
+}
+export -f study
+phase 8 480 study bash -c study
 
 sort -s -k1,1n "$work"/*.row | awk -F '\t' '{printf "%-2s %-15s %-13s %4s s  %s\n", $1, $2, $3, $4, $5}' | tee "$OUT/table.txt"
 for log in "$work"/*.log; do

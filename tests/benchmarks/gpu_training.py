@@ -163,20 +163,22 @@ def predict(config: ExperimentConfig, layout: Any, seconds: float, optimizer: fl
 
 
 def profile(step: Callable[[], object]) -> list[tuple[str, float]]:
-    """Kernels, then calls by the shapes of their inputs, with most time in one step, in milliseconds."""
+    """Milliseconds of one step: wall and device, then kernels, then calls by inputs, longest first."""
     kinds = torch.profiler.ProfilerActivity
     activities = [kinds.CPU, kinds.CUDA] if ON_GPU else [kinds.CPU]
     with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
-        device_cost(step)
+        wall = device_cost(step).wall
     field = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
     events = sorted(
         profiler.key_averages(group_by_input_shape=True), key=lambda event: -getattr(event, field)
     )
-    kernels = [event for event in events if not event.input_shapes]
-    calls = [event for event in events if event.input_shapes]  # shows which tensors a kernel worked on
-    return [
-        (f"{event.key[:80]} {event.input_shapes or ''}", getattr(event, field) / 1e3)
-        for event in kernels[:24] + calls[:24]
+    kernels = [event for event in events if event.device_type.name == "CUDA"]
+    calls = [event for event in events if event.device_type.name == "CPU"]  # which tensors a kernel was for
+    busy = sum(getattr(event, field) for event in kernels or calls)
+    count = sum(event.count for event in kernels or calls)
+    return [("wall, while profiled", 1e3 * wall), (f"in {count} kernels or calls", busy / 1e3)] + [
+        (f"{event.count} x {event.key[:80]} {event.input_shapes or ''}", getattr(event, field) / 1e3)
+        for event in kernels[:40] + calls[:24]
     ]
 
 
@@ -240,7 +242,7 @@ def parse() -> Namespace:
         parser.add_argument(f"--{name}", type=int, default=on_gpu if ON_GPU else on_cpu)
     rows = ["bf16", *FP8_RECIPES] if TRANSFORMER_ENGINE else ["fp32", "bf16"]
     parser.add_argument("--rows", nargs="+", default=rows, help="precision and changes: bf16,documents")
-    parser.add_argument("--profile", action="store_true", help="kernel times of one step more, first row")
+    parser.add_argument("--profile", action="store_true", help="kernel times of one step more, of every row")
     parser.add_argument("--row-seconds", type=float, help="stop a row after so long, and continue")
     parser.add_argument("--force", action="store_true", help="run what the planner says cannot fit")
     parser.add_argument("--no-ceilings", action="store_true", help="leave the card's ceilings out")
@@ -303,12 +305,11 @@ def main() -> None:
         if "out of memory" in result.get("error", ""):
             print(f"{row:22} {result['error']}; again with small", flush=True)
             result = in_process(arguments, f"{row},small")
-        arguments.profile = False
         if not writes:
             continue
         print(f"{row:22} no figures: {result['error']}" if "error" in result else line(result), flush=True)
         for name, milliseconds in result.get("kernels") or []:
-            print(f"  {milliseconds:9.2f} ms  {name[:110]}")
+            print(f"  {milliseconds:9.2f} ms  {name[:120]}")
         found["rows"].append(result)
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1))

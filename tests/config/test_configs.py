@@ -30,6 +30,8 @@ FILE = load_config(STUDY, StudyFile)
 FULL = load_study(STUDY, Asked(only=list(FILE.variants)))
 TINY = load_study(STUDY, Asked("tiny"))
 QUICKSTART = load_study(CONFIGS / "tiny" / "quickstart.yaml")
+ON_GPU = load_study(CONFIGS.parent / "tests" / "gpu" / "study.yaml")
+SMALL = {study.name: study for study in (TINY, QUICKSTART, ON_GPU)}
 PUBLIC = load_study(CONFIGS / "public" / "study.yaml")
 GPUS = 64
 
@@ -62,18 +64,18 @@ def test_a_run_fits_its_gpus(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [f"{study.name}:{name}" for study in (TINY, QUICKSTART) for name in study.runs if "_seed" not in name],
+    [f"{name}:{run}" for name, study in SMALL.items() for run in study.runs if "_seed" not in run],
 )
 def test_a_small_run_is_planned(name: str) -> None:
-    runs = (QUICKSTART if name.startswith("quickstart") else TINY).runs
-    model, config = runs["base"].config.model, runs[name.split(":")[1]].config
+    study, run = name.split(":")
+    model, config = SMALL[study].runs["base"].config.model, SMALL[study].runs[run].config
     assert model is not None
     config = config.model_copy(update={"model": model.model_copy(update={"vocab_size": 2048})})
     pools = [*config.data.blend, config.data.sft.name if config.data.sft else "none"]
-    tokens = 100_000.0 if config.data.sft else 1_000_000.0
-    run = plan_run(config, config.parallel.model_size, "h100", dict.fromkeys(pools, tokens))
-    assert 20 < run.steps < 6000
-    assert run.memory_gib < 1
+    tokens = 100_000.0 if config.data.sft else 2_000_000.0
+    planned = plan_run(config, config.parallel.model_size, "h100", dict.fromkeys(pools, tokens))
+    assert 20 < planned.steps < 6000
+    assert planned.memory_gib < (8 if study == ON_GPU.name else 1)
 
 
 def test_the_study_makes_all_that_its_runs_read_at_both_sizes() -> None:
