@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from megatron_mathcpt.own_python import collect_rarely
 
 collect_rarely()
+settings.register_profile("no deadline", deadline=None)  # on a busy machine any example may wait
+settings.load_profile("no deadline")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -6,6 +6,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/launch/environment.sh"
+export PIP_NO_COMPILE=no # pip's word for --no-compile: tests import a part of what is installed
 make_environment "$root"
 cd "$root"
 marker="not slow and not real_model"
@@ -14,7 +15,12 @@ if [ "${1:-}" = "--" ]; then shift; fi
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 ruff format --check .
 ruff check .
-mypy
-if [ $# -gt 0 ]; then exec python -m pytest -m "$marker" "$@"; fi
+if [ $# -gt 0 ]; then
+  mypy
+  exec python -m pytest -m "$marker" "$@"
+fi
 python -m pytest -n 2 --dist loadfile -m "$marker" --ignore tests/launch
-exec python -m pytest -m "$marker" tests/launch # one at a time: they share one Slurm
+mypy & # next to tests that leave a core idle
+types=$!
+python -m pytest -m "$marker" tests/launch # one at a time: they share one Slurm
+wait $types

@@ -110,7 +110,7 @@ def test_parts_give_the_bytes_of_the_whole_file(raw: Path, tmp_path: Path, name:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow), 3, 5])
 def test_parts_are_resumed_and_a_changed_file_is_found(raw: Path, tmp_path: Path, stages: int) -> None:
     path, out = raw / "a.jsonl", tmp_path / "out"
     path.write_bytes(raw_lines(300))

@@ -51,7 +51,7 @@ HOSTILE = st.one_of(
 
 
 @pytest.mark.parametrize("literals", ["text", "control"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=8))
 def test_chosen_engine_equals_the_reference(any_folder: Path, literals: Literals, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]

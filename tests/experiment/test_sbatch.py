@@ -105,7 +105,7 @@ SITE = {  # every field of a cluster that takes a text
 PLACES = ("name", "folder", "work", "checkpoints", "code", "command")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(field=st.sampled_from((*SITE, *PLACES)), value=NASTY)
 @example(field="mount", value="/c:/c")
 def test_no_value_becomes_a_command(field: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_mathcpt.errors import DataError
@@ -25,7 +25,6 @@ from megatron_mathcpt.formats.tables import table_lines
 ELEMENTS = st.lists(st.text('a"\\[]{},é ', max_size=5) | st.integers() | st.lists(st.text("],", max_size=2)))
 
 
-@settings(deadline=None)  # on a busy machine one example may wait
 @given(ELEMENTS, st.integers(1, 9), st.sampled_from([None, 1]))
 def test_an_array_in_blocks_of_any_size_has_its_elements(
     rows: list[object], size: int, indent: int | None

@@ -161,7 +161,7 @@ PIECES += [
 ]
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 def test_whatever_is_written_no_character_is_lost(text: str) -> None:
     shown = str(mathematics(text))

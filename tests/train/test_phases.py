@@ -162,7 +162,14 @@ def test_a_run_does_not_resume_with_pools_in_another_order(run: Path, config_of:
     check_resumable(resolve_inputs(phased(config_of)), newest)
 
 
-@pytest.mark.parametrize(("step", "sent"), [(4, signal.SIGKILL), (12, signal.SIGKILL), (16, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("step", "sent"),
+    [
+        pytest.param(4, signal.SIGKILL, marks=pytest.mark.slow),
+        (12, signal.SIGKILL),
+        (16, signal.SIGTERM),
+    ],
+)
 def test_a_run_killed_or_stopped_in_any_phase_resumes_with_the_same_bits(
     run: Path, config_of: ConfigOf, tmp_path: Path, step: int, sent: signal.Signals
 ) -> None:
