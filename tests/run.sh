@@ -6,7 +6,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$root/launch/environment.sh"
-export PIP_NO_COMPILE=no # pip's word for --no-compile: tests import a part of what is installed
+export PYTHONDONTWRITEBYTECODE= # else each of a thousand processes would compile what it imports
 make_environment "$root"
 cd "$root"
 marker="not slow and not real_model"
