@@ -79,7 +79,10 @@ assert has_transformer_engine()
 print(torch.cuda.get_device_name(), "FP8", FP8GlobalStateManager.is_fp8_available())
 PYTHON
 PHASES="$PHASES 0" phase 0 60 import "$python" "$imports"
-if grep '^no package' "$work/0.import.log"; then exit 2; fi
+if grep '^no package' "$work/0.import.log"; then
+  rm -rf "$work"
+  exit 2
+fi
 grep -q '	ok	' "$work/0.import.row" || export NO_TE=1
 if grep -q 'no GPU' "$work/0.import.log"; then export NO_GPU=1; fi
 if [ -n "${NO_TE:-}" ] && [ -n "${1:-}" ]; then # continue without Transformer Engine, with Megatron-Core's local layers
